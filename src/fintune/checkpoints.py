@@ -1,0 +1,137 @@
+"""Checkpoints that count only when whole, and a run that stops on a signal without losing an update."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from transformers import Trainer, TrainerCallback
+from transformers.integrations.neftune import deactivate_neftune
+
+from fintune.errors import Stopped, UserError
+
+MANIFEST = "manifest.json"
+
+
+def write_json(path: Path, content: object) -> None:
+    """Write a file whole or not at all: a reader never sees half of it, also when the machine stops."""
+    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, content: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    with part.open("w", encoding="utf-8") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    part.replace(path)
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class KeepCheckpoints(TrainerCallback):
+    """Writes a manifest of every file's hash last, and turns a signal into a checkpoint after the current update."""
+
+    def __init__(self, recipe: dict):
+        self.recipe, self.signum = recipe, None
+
+    def on_step_end(self, args, state, control, **kwargs):
+        if self.signum:
+            control.should_save = control.should_training_stop = True
+
+    def on_save(self, args, state, control, **kwargs):
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        write_json(folder / MANIFEST, {"step": state.global_step, "recipe": self.recipe, "sha256": files})
+
+
+@contextmanager
+def interruptible(trainer: Trainer, keeper: KeepCheckpoints) -> Iterator[None]:
+    """Train inside: SIGTERM and SIGINT save and stop, a second one stops at once; NEFTune's hook never stays behind.
+
+    Raises:
+        Stopped: after the checkpoint was saved.
+    """
+
+    def flag(signum, frame):
+        keeper.signum = signum
+        signal.signal(signum, signal.SIG_DFL)
+        print(f"\n{signal.Signals(signum).name}: saving after this update; once more stops at once", flush=True)
+
+    before = {signum: signal.signal(signum, flag) for signum in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+        # a train() that raised leaves its hook on the embedding, and the next one would add noise twice
+        handle = trainer.__dict__.pop("neftune_hook_handle", None)
+        if handle is not None and handle.id in handle.hooks_dict_ref():
+            deactivate_neftune(trainer.model, handle, trainer.accelerator)
+    if keeper.signum:
+        raise Stopped(keeper.signum, f"{trainer.args.output_dir}/checkpoint-{trainer.state.global_step}")
+
+
+def checkpoint_to_resume(folder: Path, wanted: str | None, recipe: dict) -> str | None:
+    """The newest whole checkpoint, each half-written or damaged one skipped by name; None to start from nothing.
+
+    Args:
+        wanted: `resume_from_checkpoint` as stated: a folder, or `true` for the newest.
+
+    Raises:
+        UserError: the named checkpoint is damaged, or the recipe changed since it was saved.
+    """
+    if wanted is None or wanted.lower() in ("false", "no"):
+        for old in _checkpoints(folder):
+            shutil.rmtree(old)  # of an earlier run into this folder: a later resume must not take them for its own
+        return None
+    newest = wanted.lower() in ("true", "yes")
+    for path in _checkpoints(folder) if newest else [Path(wanted)]:
+        fault = _fault(path)
+        if fault and not newest:
+            raise UserError(f"{path}: {fault}; resume from another checkpoint, or train from the beginning")
+        if fault:
+            print(f"resume: {path} is skipped: {fault}")
+            continue
+        before = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["recipe"]
+        changed = sorted(key for key in before.keys() | recipe.keys() if before.get(key) != recipe.get(key))
+        if changed:
+            key = changed[0]
+            raise UserError(
+                f"{path}: `{key}` was {before.get(key)!r} when it was saved and is {recipe.get(key)!r} now; "
+                "state the old value, or train from the beginning without --resume_from_checkpoint"
+            )
+        print(f"resume: from {path}")
+        return str(path)
+    print(f"resume: no whole checkpoint in {folder}; training starts from the beginning")
+    return None
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    """Newest first."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: -int(path.name.split("-")[1]))
+
+
+def _fault(path: Path) -> str | None:
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return f"it has no {MANIFEST}, so its saving was cut off"
+    except ValueError:
+        return f"its {MANIFEST} is no JSON"
+    for name, expected in manifest["sha256"].items():
+        if not (path / name).is_file():
+            return f"{name} is missing"
+        if sha256(path / name) != expected:
+            return f"{name} is not what was saved"
+    return None

@@ -1,0 +1,41 @@
+"""What a user can put right ends in one line and exit code 2; everything else keeps its traceback."""
+
+import errno
+import signal
+import sys
+from collections.abc import Callable
+
+
+class UserError(Exception):
+    """A mistake in what the user gave: its message names the value, the place and the remedy, in one line."""
+
+
+class Stopped(Exception):
+    """Training was stopped by a signal, after its checkpoint was saved; exit code 128 + signum, as a shell expects."""
+
+    def __init__(self, signum: int, where: str):
+        super().__init__(
+            f"stopped by {signal.Signals(signum).name}, saved {where}; "
+            "the same command with --resume_from_checkpoint true goes on from there"
+        )
+        self.signum = signum
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """Run a script's `main` on the command line and end with 0, 2 (`UserError`) or 128 + signal."""
+    try:
+        main(sys.argv[1:])
+    except UserError as error:
+        message, code = f"error: {error}", 2
+    except Stopped as stop:
+        message, code = str(stop), 128 + stop.signum
+    except KeyboardInterrupt:
+        message, code = "interrupted before the first update; nothing was saved", 128 + signal.SIGINT
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        message, code = f"error: no space left on the disk of {error.filename or 'the output folder'}: free some", 2
+    else:
+        return
+    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    sys.exit(code)

@@ -1,0 +1,115 @@
+"""What this machine can train: `python -m fintune.machine auto` prints the recipe files and flags of `MODEL=auto`."""
+
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+from transformers.utils import is_flash_attn_2_available
+
+from fintune.errors import UserError
+
+GIB = 2**30
+
+# (free GPU memory in GiB, recipe, flags): the first that fits is taken
+LADDER = [
+    (40, "qwen3-8b", "", "bf16"),
+    (20, "qwen3-8b", "--gradient_checkpointing true", "bf16 with gradient checkpointing"),
+    (12, "qwen3-8b-qlora", "", "4-bit"),
+    (6, "qwen3-0.6b", "", "bf16"),
+]
+
+
+def free_gpu_gib() -> float:
+    """Free memory of the first CUDA device in GiB; 0 without one."""
+    return torch.cuda.mem_get_info()[0] / GIB if torch.cuda.is_available() else 0.0
+
+
+def choose_model(free_gib: float) -> tuple[str, str, str]:
+    """(recipe name, extra flags, reason) for a machine with that much free GPU memory."""
+    for needed, name, flags, how in LADDER:
+        if free_gib >= needed:
+            return name, flags, f"{name} in {how}: {free_gib:.0f} GiB of GPU memory free, it wants {needed}"
+    found = f"{free_gib:.1f} GiB of GPU memory free" if free_gib else "no CUDA device here"
+    return "tiny", "", f"tiny: {found}, and {LADDER[-1][1]} wants {LADDER[-1][0]} GiB"
+
+
+def check_fits(model: str, min_gpu_gib: float, use_cpu: bool) -> None:
+    """Refuse a model before anything of it is downloaded.
+
+    Raises:
+        UserError: less GPU memory is free than the recipe's `min_gpu_gib`, and the CPU was not asked for.
+    """
+    free = free_gpu_gib()
+    if free < min_gpu_gib and not use_cpu:
+        raise UserError(
+            f"{model} needs {min_gpu_gib:g} GiB of free GPU memory, this machine has {free:.1f}; choose a smaller model "
+            "(MODEL=auto picks one), or force the CPU with --use_cpu true --bf16 false and much patience"
+        )
+
+
+def check_disk(folder: Path, needed_gib: float) -> None:
+    """Refuse a run whose checkpoints would not fit on the disk of `folder`."""
+    existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / GIB
+    if free < needed_gib:
+        raise UserError(f"{folder}: {free:.2f} GiB of disk free, the run needs {needed_gib:.2f}; free some, or set output_dir")
+
+
+def attention() -> str:
+    """FlashAttention 2 where the package and a CUDA device are there, else PyTorch's own SDPA."""
+    return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
+
+
+def peak_memory_gib() -> dict[str, float]:
+    """Peak of this process so far: resident memory, and GPU memory where there is one."""
+    peak = {"ram": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # kilobytes on Linux
+    if torch.cuda.is_available():
+        peak["gpu"] = torch.cuda.max_memory_allocated() / GIB
+    return peak
+
+
+def description() -> dict:
+    """Where a number was measured: processor, GPU, versions, git commit."""
+    packages = ("torch", "transformers", "trl", "peft", "datasets", "evaluate", "bitsandbytes", "flash-attn", "fintune")
+    git = subprocess.run(
+        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
+        cwd=Path(__file__).parent,
+        capture_output=True,
+        text=True,
+    )
+    return {
+        "processor": _processor(),
+        "cores": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        "versions": {name: found for name in packages if (found := _version(name))},
+        "git": git.stdout.strip() or None,
+    }
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1] if len(sys.argv) > 1 else "auto"
+    if wanted == "auto":
+        name, flags, reason = choose_model(free_gpu_gib())
+        print(f"MODEL=auto chose {reason}", file=sys.stderr)
+    else:
+        name, flags = wanted, ""
+    print(f"configs/{name}.yaml {flags}".strip())

@@ -1,0 +1,327 @@
+"""What a run leaves behind, and how it is read again.
+
+runs/<task>/<name>/ holds the PEFT adapter (adapter_model.safetensors, adapter_config.json), the tokenizer, `base/` where
+the base was built here, recipe.yaml, template.jinja, metrics.json and predictions.jsonl, metrics.json written last.
+"""
+
+import hashlib
+import json
+import time
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from peft import PeftConfig, PeftModel
+from rich.console import Console
+from rich.table import Table
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import Trainer, TrainerCallback
+from trl import ModelConfig, get_peft_config, get_quantization_config
+
+from fintune import machine
+from fintune.checkpoints import sha256, write_json, write_text
+from fintune.data import TaskData
+from fintune.errors import UserError
+from fintune.metrics import LabelMetrics
+from fintune.prompt import Prompt
+from fintune.recipe import Recipe, dump_recipe
+from fintune.scoring import Scorer
+from fintune.task import Task
+from fintune.tiny import TINY
+
+SCHEMA = 1  # of metrics.json; readers leave out what they do not know
+
+
+class ScoreValidation(TrainerCallback):
+    """Adds `eval_accuracy` on the validation split to every evaluation, by the same scoring that tests the model."""
+
+    def __init__(self, trainer: Trainer, prompt: Prompt, data: TaskData):
+        self.trainer, self.prompt, self.rows = trainer, prompt, data.splits["validation"]
+
+    def on_evaluate(self, args, state, control, model, metrics, **kwargs):
+        probabilities = Scorer(model, self.prompt).probabilities(self.rows["text"])
+        correct = probabilities.argmax(axis=1) == self.rows["label"]
+        metrics["eval_accuracy"] = float(correct.mean())
+        self.trainer.log({"eval_accuracy": metrics["eval_accuracy"]})
+
+
+def evaluate_model(task: Task, data: TaskData, prompt: Prompt, model: PreTrainedModel, split: str = "test"):
+    """Score a split and check the model's own first answers.
+
+    Returns:
+        (metrics, predictions): metrics of `LabelMetrics` with `accuracy_clean`, speed and the generation check; one
+        prediction a row, in file order: file, line, text, label, prediction, clean, probabilities by label name.
+    """
+    rows = data.splits[split]
+    cut_before = prompt.cut_texts
+    started = time.perf_counter()
+    probabilities = Scorer(model, prompt).probabilities(rows["text"], progress=f"scoring {split}")
+    seconds = time.perf_counter() - started
+    metrics = LabelMetrics().compute(predictions=probabilities, references=rows["label"], label_names=task.names)
+    clean = data.clean if split == "test" else [True] * len(rows)
+    answers = probabilities.argmax(axis=1)
+    correct = (answers == rows["label"])[clean]
+    metrics["accuracy_clean"], metrics["rows_clean"] = float(correct.mean()), int(correct.size)
+    metrics["seconds"], metrics["rows_per_second"] = seconds, len(rows) / seconds
+    metrics["texts_cut"] = prompt.cut_texts - cut_before
+    metrics["answers_at_once"] = answers_at_once(model, prompt, rows["text"][:64])
+    predictions = [
+        {
+            "file": row["file"],
+            "line": row["line"],
+            "text": row["text"],
+            "label": task.names[row["label"]],
+            "prediction": task.names[answer],
+            "clean": is_clean,
+            "probabilities": dict(zip(task.names, map(float, scores), strict=True)),
+        }
+        for row, answer, is_clean, scores in zip(rows, answers, clean, probabilities, strict=True)
+    ]
+    return metrics, predictions
+
+
+def answers_at_once(model: PreTrainedModel, prompt: Prompt, texts: list[str]) -> dict:
+    """Greedy generation on a few rows: what share begins with a label and ends, as a check on the model itself."""
+    prompts = prompt.encode(texts)
+    longest, new_tokens = max(map(len, prompts)), max(map(len, prompt.label_ids))
+    ids = torch.full((len(prompts), longest), prompt.tokenizer.pad_token_id)
+    for row, prompt_ids in enumerate(prompts):
+        ids[row, longest - len(prompt_ids) :] = torch.tensor(prompt_ids)
+    mask = (torch.arange(longest) >= longest - torch.tensor([len(p) for p in prompts])[:, None]).long()
+    training = model.training
+    model.eval()
+    with torch.no_grad():
+        answers = model.generate(
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            max_new_tokens=new_tokens,
+            do_sample=False,  # Qwen3 ships do_sample: true, which answers differently every time
+            temperature=None,
+            top_p=None,
+            top_k=None,
+            pad_token_id=prompt.tokenizer.pad_token_id,
+            eos_token_id=prompt.tokenizer.eos_token_id,
+        )[:, longest:].tolist()
+    model.train(training)
+    misses = [answer for answer in answers if not any(answer[: len(label)] == label for label in prompt.label_ids)]
+    report = {"rows": len(prompts), "share": 1 - len(misses) / len(prompts)}
+    if misses:
+        report["first_miss"] = prompt.tokenizer.decode(misses[0])
+    return report
+
+
+def explain_answers(report: dict) -> str | None:
+    """The likely cause when a model does not answer with a label at once; None when it mostly does."""
+    if report["share"] >= 0.9:
+        return None
+    miss = report["first_miss"]
+    if "<think>" in miss:
+        cause = "a reasoning chain: the chat template does not close the think block; use enable_thinking=False"
+    elif not miss.replace("<|im_end|>", "").replace("<|endoftext|>", "").strip():
+        cause = "an empty answer: the end token was trained without the label, or the prompt ends in another token"
+    else:
+        cause = "other words than the labels: not trained on this task, or trained too little"
+    return f"greedy answers: {report['share']:.0%} of {report['rows']} begin with a label; the first miss is {miss!r}, {cause}"
+
+
+def base_fingerprint(base: str, revision: str | None) -> str:
+    """What the adapter was trained on: hash of a local folder's weights, or name and revision on the Hub."""
+    if not Path(base).is_dir():
+        return f"{base}@{revision}"
+    digest = hashlib.sha256()
+    for path in sorted(Path(base).glob("*.safetensors")):
+        digest.update(sha256(path).encode())
+    return digest.hexdigest()
+
+
+def load_tokenizer(base: str, revision: str, chat_template_path: str | None) -> PreTrainedTokenizerBase:
+    """The base's tokenizer, with the recipe's own chat template where it names one.
+
+    Raises:
+        UserError: the model is missing or gated.
+    """
+    with _missing_model(base):
+        tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+    if chat_template_path:
+        tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def load_model(model_args: ModelConfig, base: str, device: torch.device, adapter: Path | None = None) -> PreTrainedModel:
+    """The base model in the recipe's dtype and quantization, with a run's adapter on it.
+
+    Raises:
+        UserError: the model is missing, gated or no causal language model in safetensors; the adapter does not fit.
+    """
+    with _missing_model(base):
+        model = AutoModelForCausalLM.from_pretrained(
+            base,
+            revision=model_args.model_revision,
+            dtype=model_args.dtype,
+            attn_implementation=model_args.attn_implementation or machine.attention(),
+            quantization_config=get_quantization_config(model_args),
+            device_map={"": device},
+            use_safetensors=True,
+        )
+    print(f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, attention {model.config._attn_implementation}")
+    if adapter is None:
+        return model
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            return PeftModel.from_pretrained(model, adapter)
+        except (UserWarning, RuntimeError, ValueError, SafetensorError) as error:
+            raise UserError(f"{adapter}: its adapter does not fit {base}: {error}; train the run again") from error
+
+
+class _missing_model:
+    """Turns what transformers raises for a model that cannot be had into one line with the remedy."""
+
+    def __init__(self, base: str):
+        self.base = base
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        if not isinstance(error, OSError | ValueError | SafetensorError):
+            return
+        text = str(error)
+        if "gated" in text.lower() or "401" in text or "403" in text:
+            remedy = f"it is gated: ask for access on https://huggingface.co/{self.base} and set HF_TOKEN"
+        elif isinstance(error, SafetensorError) or "safetensors" in text:
+            remedy = "it has no whole safetensors weights; fetch it again (pickled weights are never read)"
+        else:
+            remedy = "check the name, or connect; with HF_HUB_OFFLINE=1 it must be in the Hub cache"
+        raise UserError(f"model {self.base} cannot be loaded: {remedy} ({text.splitlines()[0][:200]})") from error
+
+
+def peft_config(model_args: ModelConfig) -> PeftConfig | None:
+    """TRL's `get_peft_config`, with trained embeddings kept tied to the head where the base ties them."""
+    config = get_peft_config(model_args)
+    if config is not None and config.modules_to_save:
+        config.ensure_weight_tying = True
+    return config
+
+
+def model_summary(model: PreTrainedModel, base: str, model_args: ModelConfig) -> dict:
+    """What was trained on what: names, sizes, dtypes."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return {
+        "base": model_args.model_name_or_path,
+        "fingerprint": base_fingerprint(base, model_args.model_revision),
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trained_parameters": sum(p.numel() for p in trained),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "trained_dtype": str(trained[0].dtype).removeprefix("torch.") if trained else None,
+    }
+
+
+def load_result(folder: Path) -> dict:
+    """metrics.json of a finished run.
+
+    Raises:
+        UserError: the folder is no finished run, or one of another version.
+    """
+    if not ((folder / "recipe.yaml").is_file() and (folder / "metrics.json").is_file()):
+        raise UserError(f"{folder}: no finished run (recipe.yaml, metrics.json); to score a model, add --task data/X.yaml")
+    try:
+        result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder}/metrics.json: no JSON ({error}); train the run again") from error
+    if result.get("schema") != SCHEMA:
+        raise UserError(f"{folder}/metrics.json: schema {result.get('schema')}, this version reads {SCHEMA}; train again")
+    return result
+
+
+def base_of(folder: Path, model_args: ModelConfig) -> str:
+    """The base model of a run: its own folder where it was built here, else the recipe's name or path."""
+    return str(folder / "base") if model_args.model_name_or_path == TINY else model_args.model_name_or_path
+
+
+def check_same(folder: Path, trained: dict, data: TaskData, base: str, model_args: ModelConfig) -> None:
+    """Refuse to score a run on other rows or another base than it was trained on.
+
+    Raises:
+        UserError: hash of the data or fingerprint of the base differs from the run's metrics.json.
+    """
+    if not trained:
+        return
+    if trained["data"]["sha256"] != data.sha256:
+        raise UserError(
+            f"{folder}: was trained on {trained['data']['source']} data {trained['data']['sha256'][:12]}, found now is "
+            f"{data.source} data {data.sha256[:12]}; set FINTUNE_DATA as it was, or train again"
+        )
+    found = base_fingerprint(base, model_args.model_revision)
+    if trained["model"]["fingerprint"] != found:
+        raise UserError(f"{folder}: its adapter belongs to base {trained['model']['fingerprint'][:60]}, not {found[:60]}")
+
+
+def save_run(folder: Path, recipe: Recipe, model: PreTrainedModel, tokenizer, result: dict, predictions: list[dict]):
+    """Write everything beside the run first, then move it in, metrics.json last: an older result stays whole until then.
+
+    recipe.yaml, template.jinja and chat_template.jinja give the same run again: `python train_sft.py RUN/recipe.yaml`.
+    """
+    staging = folder / "staging"
+    model.save_pretrained(staging)
+    tokenizer.save_pretrained(staging)
+    stated = dict(recipe.stated)
+    if "chat_template_path" in stated:
+        stated["chat_template_path"] = "chat_template.jinja"
+    write_text(staging / "template.jinja", Path(recipe.task.template).read_text(encoding="utf-8"))
+    here = replace(recipe, task=replace(recipe.task, template="template.jinja"), stated=stated)
+    write_text(staging / "recipe.yaml", dump_recipe(here))
+    save_result(staging, result, predictions)
+    (folder / "metrics.json").unlink(missing_ok=True)
+    for path in sorted(staging.iterdir(), key=lambda path: path.name == "metrics.json"):
+        path.replace(folder / path.name)
+    staging.rmdir()
+
+
+def save_result(folder: Path, result: dict, predictions: list[dict], suffix: str = "") -> None:
+    """Predictions first, metrics last: a metrics.json always has its predictions beside it."""
+    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
+    write_text(folder / f"predictions{suffix}.jsonl", lines)
+    write_json(folder / f"metrics{suffix}.json", result)
+
+
+def make_result(recipe: Recipe, data: TaskData, metrics: dict, split: str = "test", **more) -> dict:
+    """The content of metrics.json: what was measured, on which rows, model, machine and versions."""
+    task, run_args = recipe.task, recipe.args[0]
+    paper = task.paper.get(run_args.paper_row)
+    return {
+        "schema": SCHEMA,
+        "task": task.task,
+        "name": recipe.name,
+        "data": data.summary() | {"license": task.license, "labels": task.names},
+        "split": split,
+        split: metrics,
+        "paper": {"row": run_args.paper_row, "accuracy": paper} if paper else None,
+        "machine": machine.description(),
+        "peak_memory_gib": machine.peak_memory_gib(),
+        **more,
+    }
+
+
+def print_result(result: dict) -> None:
+    """The table at the end of a run: ours beside the paper's, never on other data without saying so."""
+    split, test = result["split"], result[result["split"]]
+    low, high = test["accuracy_interval"]
+    table = Table(title=f"{result['task']}: {result['name']} on {split}, {test['rows']} rows ({result['data']['source']})")
+    table.add_column("figure")
+    table.add_column("ours", justify="right")
+    paper = result["paper"] or {"row": "no row for it", "accuracy": None}
+    table.add_column(f"paper ({paper['row']})", justify="right")
+    table.add_row("accuracy", f"{test['accuracy']:.4f}", f"{paper['accuracy']:.4f}" if paper["accuracy"] else "")
+    table.add_row("  95 % interval", f"{low:.4f} to {high:.4f}", "not given")
+    table.add_row(f"  clean ({test['rows_clean']} rows not in training)", f"{test['accuracy_clean']:.4f}", "not given")
+    for key, title in (("macro_f1", "macro F1"), ("mcc", "MCC"), ("log_loss", "log-loss"), ("ece", "ECE")):
+        table.add_row(title, f"{test[key]:.4f}", "not given")
+    table.add_row("rows per second", f"{test['rows_per_second']:.1f}", "not given")
+    Console().print(table)
+    if result["data"]["source"] == "sample":
+        print("The sample's rows are invented: this shows that the method runs, not how well it labels finance.")
+    if explanation := explain_answers(test["answers_at_once"]):
+        print(explanation)

@@ -1,0 +1,199 @@
+"""Exact label probabilities without generation: every token of every label and its end, in one forward per batch.
+
+The instruction that all prompts share is computed once, and all labels hang behind a text as a tree whose branches do
+not see each other: [instruction (cached) | text | label tree]. Log-probabilities equal those of scoring one label at a
+time (float32: 1e-4), whatever the batch.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+from transformers import DynamicCache, PreTrainedModel
+
+from fintune.errors import UserError
+from fintune.prompt import Prompt
+
+LOGIT_BENDS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
+
+
+@dataclass
+class LabelTree:
+    """All labels as one tree of tokens; node 0 is the prompt's last token, the others are inputs behind it.
+
+    Attributes:
+        tokens: token id of nodes 1..n, parents first.
+        depth: distance of nodes 1..n from node 0.
+        sees: (n, n) bool, whether node i + 1 may attend to node j + 1: its ancestors and itself.
+        edges: (node, token) pairs whose log-probability is needed.
+        paths: for each label the indices of its edges; their sum is the label's log-likelihood.
+    """
+
+    tokens: list[int]
+    depth: list[int]
+    sees: torch.Tensor
+    edges: list[tuple[int, int]]
+    paths: list[list[int]]
+
+
+def label_tree(label_ids: list[list[int]]) -> LabelTree:
+    """Merge label token sequences (each with its end token) that begin alike."""
+    tokens, parents, depth = [], [], []
+    children: dict[tuple[int, int], int] = {}
+    edges: dict[tuple[int, int], int] = {}
+    paths = []
+    for ids in label_ids:
+        node, path = 0, []
+        for token in ids:
+            path.append(edges.setdefault((node, token), len(edges)))
+            if token == ids[-1] and len(path) == len(ids):
+                break  # the end token is predicted, never read
+            if (node, token) not in children:
+                tokens.append(token)
+                parents.append(node)
+                depth.append(len(path))
+                children[node, token] = len(tokens)
+            node = children[node, token]
+        paths.append(path)
+    sees = torch.eye(len(tokens), dtype=torch.bool)
+    for node, parent in enumerate(parents):
+        if parent:
+            sees[node] |= sees[parent - 1]
+    return LabelTree(tokens, depth, sees, list(edges), paths)
+
+
+class Scorer:
+    """Scores texts against a task's labels with one causal language model."""
+
+    def __init__(self, model: PreTrainedModel, prompt: Prompt, tokens_per_batch: int | None = None):
+        """
+        Args:
+            model: a causal language model, PEFT-wrapped or not; it is put into evaluation mode while scoring.
+            tokens_per_batch: tokens in one forward; default 4,096 on the CPU and 65,536 on a GPU.
+
+        Raises:
+            UserError: the model bends its logits behind the head, which a score read at the head would miss.
+        """
+        self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
+        bends = [key for key in LOGIT_BENDS if getattr(self.model.config, key, None) not in (None, 1.0)]
+        if bends:
+            raise UserError(f"{self.model.config.name_or_path}: `{bends[0]}` in its config is not supported in scoring")
+        self.prompt, self.tree = prompt, label_tree(prompt.label_ids)
+        on_cpu = self.model.device.type == "cpu"
+        self.tokens_per_batch = tokens_per_batch or (4096 if on_cpu else 65536)
+
+    def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
+        """(texts, labels) probabilities; see `log_likelihoods`."""
+        scores = self.log_likelihoods(texts, progress)
+        scores = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
+        return scores / scores.sum(axis=1, keepdims=True)
+
+    def log_likelihoods(self, texts: list[str], progress: str | None = None) -> np.ndarray:
+        """Natural-log likelihood of each label with its end token behind each text.
+
+        Args:
+            texts: non-empty strings.
+            progress: title of a progress bar; None shows none.
+
+        Returns:
+            (texts, labels) float64, in the order of `texts` and of the label ids.
+
+        Raises:
+            UserError: a text is not a string, or empty.
+        """
+        prompts = self.prompt.encode(texts)
+        scores = np.empty((len(prompts), len(self.tree.paths)))
+        with _evaluation(self.model), tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
+            shared = common_prefix(prompts)
+            prefix = self._prefix_cache(prompts[0][:shared]) if shared else None
+            for rows in self._batches(prompts, shared):
+                scores[rows] = self._score([prompts[row][shared:] for row in rows], prefix, shared)
+                bar.update(len(rows))
+        return scores
+
+    def _batches(self, prompts: list[list[int]], shared: int) -> Iterator[list[int]]:
+        """Rows of like length together, longest first, so that memory runs out at once or never."""
+        rows = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
+        while rows:
+            length = len(prompts[rows[0]]) - shared + len(self.tree.tokens)
+            size = max(1, self.tokens_per_batch // length)
+            yield rows[:size]
+            rows = rows[size:]
+
+    def _prefix_cache(self, prefix: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Keys and values of the shared instruction, (1, heads, prefix, head size) a layer."""
+        cache = DynamicCache(config=self.model.config)
+        ids = torch.tensor([prefix], device=self.model.device)
+        self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
+        return [(layer.keys, layer.values) for layer in cache.layers]
+
+    def _score(self, suffixes: list[list[int]], prefix: list | None, shared: int) -> np.ndarray:
+        device, tree = self.model.device, self.tree
+        rows, text, nodes = len(suffixes), max(map(len, suffixes)), len(tree.tokens)
+        pad = torch.tensor([text - len(ids) for ids in suffixes])
+        ids = torch.full((rows, text + nodes), tree.tokens[0])
+        for row, suffix in enumerate(suffixes):
+            ids[row, pad[row] : text] = torch.tensor(suffix)  # padded in front: the tree begins at one column
+        ids[:, text:] = torch.tensor(tree.tokens)
+
+        column = torch.arange(text)
+        position = torch.empty(rows, text + nodes, dtype=torch.long)
+        position[:, :text] = (column - pad[:, None]).clamp(min=0)
+        position[:, text:] = (text - 1 - pad)[:, None] + torch.tensor(tree.depth)
+        sees = torch.zeros(rows, 1, text + nodes, shared + text + nodes, dtype=torch.bool)
+        sees[..., :shared] = True
+        sees[:, 0, :, shared : shared + text] = (column >= pad[:, None])[:, None, :]
+        sees[:, :, :text, shared : shared + text] &= column <= column[:, None]
+        sees[:, :, text:, shared + text :] = tree.sees
+        sees[:, 0, column, shared + column] = True  # padding sees itself: a row of nothing would be NaN
+
+        cache = DynamicCache(((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in prefix or ()))
+        hidden = self.model.base_model(
+            input_ids=ids.to(device),
+            attention_mask=sees.to(device),
+            position_ids=(position + shared).to(device),
+            past_key_values=cache,
+            use_cache=True,
+        ).last_hidden_state[:, text - 1 :]
+        return self._path_sums(hidden)
+
+    def _path_sums(self, hidden: torch.Tensor) -> np.ndarray:
+        """(rows, nodes + 1, hidden) states to (rows, labels) sums of log-probabilities along each label's path."""
+        nodes, tokens = (torch.tensor(column, device=hidden.device) for column in zip(*self.tree.edges, strict=True))
+        head = self.model.get_output_embeddings()
+        vocabulary = head.weight.shape[0]
+        at_once = max(1, 2**27 // (vocabulary * hidden.shape[1]))  # logits of at most 2^27 floats, 512 MiB
+        sums = []
+        for part in hidden.split(at_once):
+            log_probs = torch.log_softmax(head(part).float(), dim=-1)
+            edges = log_probs[:, nodes, tokens].double().cpu()
+            sums.append(torch.stack([edges[:, path].sum(dim=1) for path in self.tree.paths], dim=1))
+        return torch.cat(sums).numpy()
+
+
+def common_prefix(prompts: list[list[int]]) -> int:
+    """Length of the token prefix that all prompts share, always leaving one token of each to predict from."""
+    if not prompts:
+        return 0
+    first, last = min(prompts), max(prompts)
+    shared = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
+    return min(shared, min(map(len, prompts)) - 1)
+
+
+@contextmanager
+def _evaluation(model: PreTrainedModel):
+    """No gradient, no dropout, no noise, attention that takes a mask; all put back afterwards."""
+    training, attention = model.training, model.config._attn_implementation
+    model.eval()
+    if attention != "sdpa":
+        model.set_attn_implementation("sdpa")
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(training)
+        if attention != "sdpa":
+            model.set_attn_implementation(attention)

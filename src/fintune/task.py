@@ -1,0 +1,137 @@
+"""A task is one YAML under data/: its labels in id order, where its rows come from and how they are split."""
+
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+from fintune.errors import UserError
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """One file of rows.
+
+    Attributes:
+        path: relative to the mirror (`FINTUNE_DATA`) in a task with a `hub`, else to the task's YAML.
+        hub_path: path in the Hub repository; `archive.zip::member` for a file inside a zip.
+        sha256: hash of the file's bytes; other bytes are refused.
+        rows: number of rows it must hold.
+    """
+
+    path: str
+    hub_path: str | None = None
+    sha256: str | None = None
+    rows: int | None = None
+    encoding: str = "utf-8-sig"
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task's YAML says.
+
+    Attributes:
+        labels: value in the data file -> name that the model answers with, in the order of the label ids.
+        files: split -> file. `all` is cut into train, validation and test; a missing validation is cut from train.
+        template: the user turn, a Jinja file.
+        sample: invented rows that stand in where neither mirror nor Hub is there (model `tiny` alone).
+        split: seed and shares of what is cut.
+        paper: accuracy in Table 4 of arXiv 2512.00630, by model.
+        log_texts: whether texts of rows may be sent to Weights & Biases.
+    """
+
+    task: str
+    labels: dict[str, str]
+    files: dict[str, DataFile]
+    template: str
+    hub: str | None = None
+    revision: str | None = None
+    license: str = "not stated"
+    sample: dict[str, DataFile] = field(default_factory=dict)
+    text_column: str = "text"
+    label_column: str = "label"
+    split: dict[str, float] = field(default_factory=dict)
+    paper: dict[str, float] = field(default_factory=dict)
+    log_texts: bool = False
+
+    @property
+    def names(self) -> list[str]:
+        """The label names in id order."""
+        return list(self.labels.values())
+
+
+TASK_KEYS = [f.name for f in fields(Task)]
+SPLIT_DEFAULTS = {"seed": 42, "validation": 0.1, "test": 0.1}
+
+
+def absolute_paths(layer: dict, folder: Path) -> dict:
+    """A layer's file names as seen from anywhere: its templates, `sample` and, without a `hub`, `files`."""
+    layer = dict(layer)
+    if "task" in layer:
+        layer.setdefault("template", f"../templates/{layer['task']}.jinja")
+    for key in ("template", "chat_template_path"):
+        if layer.get(key):
+            layer[key] = str((folder / str(layer[key])).resolve())
+    for key in ("sample",) if layer.get("hub") else ("sample", "files"):
+        if isinstance(layer.get(key), dict):
+            layer[key] = {split: _with_path(spec, folder) for split, spec in layer[key].items()}
+    return layer
+
+
+def _with_path(spec: object, folder: Path) -> object:
+    if isinstance(spec, str):
+        return {"path": str((folder / spec).resolve())}
+    if isinstance(spec, dict) and isinstance(spec.get("path"), str):
+        return {**spec, "path": str((folder / spec["path"]).resolve())}
+    return spec
+
+
+def make_task(values: dict, where: str) -> Task:
+    """Build a `Task` from the merged keys of its YAML; `where` names the file in messages.
+
+    Raises:
+        UserError: a key is missing or of the wrong kind, or two labels share a name.
+    """
+    values = dict(values)
+    for key in ("task", "labels", "files"):
+        if not values.get(key):
+            raise UserError(f"{where}: `{key}` is missing; a task needs task, labels and files (see data/README.md)")
+    labels = values["labels"]
+    if isinstance(labels, list):
+        labels = {label: label for label in labels}
+    if not isinstance(labels, dict) or len(labels) < 2:
+        raise UserError(f"{where}: `labels` is {labels!r}; list at least two names, or map values in the file to names")
+    values["labels"] = labels = {str(value): str(name).strip() for value, name in labels.items()}
+    if len(set(labels.values())) < len(labels) or "" in labels.values():
+        raise UserError(f"{where}: `labels` holds an empty or repeated name: {list(labels.values())}")
+    for key in ("files", "sample"):
+        if not isinstance(values.get(key, {}), dict):
+            raise UserError(f"{where}: `{key}` is {values[key]!r}; map a split (all, train, validation, test) to a file")
+        values[key] = {split: _data_file(spec, f"{where}: `{key}.{split}`") for split, spec in values.get(key, {}).items()}
+    splits = set(values["files"])
+    if splits - {"all", "train", "validation", "test"} or not splits & {"all", "train"}:
+        raise UserError(f"{where}: `files` names {sorted(splits)}; use all, or train with validation and test")
+    values["split"] = {**SPLIT_DEFAULTS, **(values.get("split") or {})}
+    if set(values["split"]) != set(SPLIT_DEFAULTS):
+        raise UserError(f"{where}: `split` has keys {sorted(values['split'])}; known are {sorted(SPLIT_DEFAULTS)}")
+    if values.get("hub") and not values.get("revision"):
+        raise UserError(f"{where}: `hub: {values['hub']}` has no `revision`; pin the commit it was read at")
+    return Task(**values)
+
+
+def _data_file(spec: object, where: str) -> DataFile:
+    known = [f.name for f in fields(DataFile)]
+    if isinstance(spec, str):
+        spec = {"path": spec}
+    if not isinstance(spec, dict) or "path" not in spec or set(spec) - set(known):
+        raise UserError(f"{where} is {spec!r}; give a path, or a mapping with path and any of {', '.join(known[1:])}")
+    return DataFile(**spec)
+
+
+def task_yaml(task: Task) -> dict:
+    """The keys of a task as a YAML holds them, without the unset ones."""
+    values = {key: value for key, value in asdict(task).items() if value not in (None, {})}
+    for key in ("files", "sample"):
+        if key in values:
+            values[key] = {
+                split: {k: v for k, v in spec.items() if v is not None} for split, spec in values[key].items()
+            }
+    return values
