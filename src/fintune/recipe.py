@@ -1,6 +1,8 @@
 """A run is YAML files layered left to right, later wins, then flags with the Hugging Face names.
 
     data/sentiment.yaml configs/qwen3-8b.yaml configs/ablations/x.yaml --learning_rate 1e-4
+
+A file may begin from another with `extends: other.yaml` and then states only its difference.
 """
 
 import difflib
@@ -83,7 +85,7 @@ def parse_recipe(argv: list[str], *dataclass_types: type) -> Recipe:
     actions = {action.dest: action for action in parser._actions}
     stated, origin = {}, {}
     for path in paths:
-        for key, value in absolute_paths(_read_layer(path), path.resolve().parent).items():
+        for key, value in _read_layer(path).items():
             if key in SECRETS:
                 raise UserError(f"{path}: `{key}` is a secret; take it out and set it in the environment (HF_TOKEN)")
             if key not in actions and key not in TASK_KEYS:
@@ -122,7 +124,10 @@ def dump_recipe(recipe: Recipe) -> str:
     )
 
 
-def _read_layer(path: Path) -> dict:
+def _read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
+    """A layer on top of the one that its `extends` names, paths made absolute."""
+    if path.resolve() in below:
+        raise UserError(f"{path}: `extends` comes back to it; a recipe cannot extend itself")
     try:
         layer = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, IsADirectoryError) as error:
@@ -131,7 +136,9 @@ def _read_layer(path: Path) -> dict:
         raise UserError(f"{path}: no valid YAML: {error}") from error
     if not isinstance(layer, dict) or not all(isinstance(key, str) for key in layer):
         raise UserError(f"{path}: holds {type(layer).__name__}, not a mapping of keys to values")
-    return layer
+    parent = layer.pop("extends", None)
+    under = _read_layer(path.parent / str(parent), (*below, path.resolve())) if parent else {}
+    return under | absolute_paths(layer, path.resolve().parent)
 
 
 def _typed(action, value: object, path: str) -> object:

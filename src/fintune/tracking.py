@@ -85,3 +85,12 @@ def _reachable(host: str, seconds: float = 2.0) -> bool:
         return True
     except OSError:
         return False
+
+
+if __name__ == "__main__":  # make dashboard
+    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    if _has_key(host):
+        entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
+        print(f"online: https://{host.removeprefix('api.')}/{entity}/{os.environ.get('WANDB_PROJECT', 'fintune')}")
+    if not Path("wandb").is_dir():
+        raise SystemExit("no local runs yet: wandb/ is not here; `make train-sentiment` makes one")

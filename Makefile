@@ -1,0 +1,32 @@
+# make train-sentiment | train-topic | train-<your task> | test | lint | dashboard
+# MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is passed on.
+
+PYTHON ?= python3
+MODEL ?= auto
+ARGS ?=
+BIN := .venv/bin
+READY := .venv/installed
+
+.PHONY: test lint dashboard clean
+
+train-%: $(READY)
+	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \
+		$(BIN)/python train_sft.py data/$*.yaml $$recipe $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest tests
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+dashboard: $(READY)
+	@$(BIN)/python -m fintune.tracking
+	$(BIN)/wandb leet wandb
+
+# torch comes first and alone: pip then keeps that build, where it would else take one with gigabytes of CUDA
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt torch
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
