@@ -18,7 +18,6 @@ from fintune.prompt import Prompt
 from fintune.recipe import RunArguments, parse_recipe
 from fintune.tiny import TINY
 
-
 ARGS = (RunArguments, SFTConfig, ModelConfig)
 
 

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
     metrics, predictions = runs.evaluate_model(task, data, prompt, trainer.model)
     training = {**output.metrics, "updates": output.global_step, "log": trainer.state.log_history}
     result = runs.make_result(recipe, data, metrics, model=summary, training=training)
-    runs.save_run(folder, recipe, trainer.model, tokenizer, result, predictions)
+    runs.save_run(folder, recipe, result, predictions, trainer.model, tokenizer)
     tracking.log_result(recipe, training_args, result, predictions)
     runs.print_result(result)
 

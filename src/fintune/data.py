@@ -112,9 +112,11 @@ def _fetch(task: Task, allow_sample: bool) -> tuple[str, dict[str, DataFile], di
     if not task.hub:
         return "file", task.files, {split: _file_bytes(file, Path(file.path)) for split, file in task.files.items()}
     if mirror:
-        return "mirror", task.files, {
-            split: _file_bytes(file, Path(mirror) / file.path) for split, file in task.files.items()
-        }
+        return (
+            "mirror",
+            task.files,
+            {split: _file_bytes(file, Path(mirror) / file.path) for split, file in task.files.items()},
+        )
     try:
         return "hub", task.files, {split: _hub_bytes(task, file) for split, file in task.files.items()}
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
@@ -123,7 +125,9 @@ def _fetch(task: Task, allow_sample: bool) -> tuple[str, dict[str, DataFile], di
                 f"{task.task}: the Hub's {task.hub} is out of reach ({type(error).__name__}); connect, or set "
                 "FINTUNE_DATA to a folder that holds " + ", ".join(file.path for file in task.files.values())
             ) from error
-    print(f"data: the Hub is out of reach and FINTUNE_DATA is not set, so the invented sample of `{task.task}` is used")
+    print(
+        f"data: the Hub is out of reach and FINTUNE_DATA is not set, so the invented sample of `{task.task}` is used"
+    )
     return "sample", task.sample, {split: _file_bytes(file, Path(file.path)) for split, file in task.sample.items()}
 
 
@@ -158,7 +162,9 @@ def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
         text = content.decode(file.encoding)
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"{name}:{line}: not {file.encoding} ({error.reason}); convert it, or set `encoding`") from error
+        raise UserError(
+            f"{name}:{line}: not {file.encoding} ({error.reason}); convert it, or set `encoding`"
+        ) from error
     read = _read_at_lines if name.endswith(".txt") else _read_csv
     ids = {value: label for label, value in enumerate(task.labels)} | {
         label_name: label for label, label_name in enumerate(task.names)
@@ -197,7 +203,9 @@ def _read_csv(task: Task, text: str, name: str):
         columns = {}
         for column in (task.text_column, task.label_column):
             if header.count(column) != 1:
-                raise UserError(f"{name}: column {column!r} stands {header.count(column)} times in the header {header}")
+                raise UserError(
+                    f"{name}: column {column!r} stands {header.count(column)} times in the header {header}"
+                )
             columns[column] = header.index(column)
         start = reader.line_num + 1
         for row in reader:

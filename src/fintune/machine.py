@@ -57,7 +57,9 @@ def check_disk(folder: Path, needed_gib: float) -> None:
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free / GIB
     if free < needed_gib:
-        raise UserError(f"{folder}: {free:.2f} GiB of disk free, the run needs {needed_gib:.2f}; free some, or set output_dir")
+        raise UserError(
+            f"{folder}: {free:.2f} GiB of disk free, the run needs {needed_gib:.2f}; free some, or set output_dir"
+        )
 
 
 def attention() -> str:
@@ -75,7 +77,17 @@ def peak_memory_gib() -> dict[str, float]:
 
 def description() -> dict:
     """Where a number was measured: processor, GPU, versions, git commit."""
-    packages = ("torch", "transformers", "trl", "peft", "datasets", "evaluate", "bitsandbytes", "flash-attn", "fintune")
+    packages = (
+        "torch",
+        "transformers",
+        "trl",
+        "peft",
+        "datasets",
+        "evaluate",
+        "bitsandbytes",
+        "flash-attn",
+        "fintune",
+    )
     git = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40"],
         cwd=Path(__file__).parent,

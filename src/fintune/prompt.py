@@ -133,7 +133,9 @@ def _user_turn(task: Task) -> jinja2.Template:
         source = Path(task.template).read_text(encoding="utf-8")
         variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
     except FileNotFoundError as error:
-        raise UserError(f"{task.template}: no such template; write it, or set `template` in the task's YAML") from error
+        raise UserError(
+            f"{task.template}: no such template; write it, or set `template` in the task's YAML"
+        ) from error
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{task.template}:{error.lineno}: {error.message}; mend the template") from error
     if "text" not in variables or variables - {"text", "labels"}:

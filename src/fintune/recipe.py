@@ -34,7 +34,8 @@ class RunArguments:
         default=0.0, metadata={"help": "Free GPU memory the run needs; with less it is refused before any download."}
     )
     tiny_config: dict | None = field(
-        default=None, metadata={"help": "Qwen3Config keys of the model that is built when model_name_or_path is `tiny`."}
+        default=None,
+        metadata={"help": "Qwen3Config keys of the model that is built when model_name_or_path is `tiny`."},
     )
     tiny_vocab_size: int = field(default=8192, metadata={"help": "Size of the BPE vocabulary that is trained for it."})
 
@@ -92,7 +93,9 @@ def parse_recipe(argv: list[str], *dataclass_types: type) -> Recipe:
                 raise UserError(f"{path}: unknown key `{key}`{_nearest(key, [*actions, *TASK_KEYS])}")
             stated[key], origin[key] = value, str(path)
     if "task" not in stated:
-        raise UserError(f"{paths[0]}: no `task` in any layer; the first layer is a task's YAML, such as data/topic.yaml")
+        raise UserError(
+            f"{paths[0]}: no `task` in any layer; the first layer is a task's YAML, such as data/topic.yaml"
+        )
 
     values = {key: value for key, value in stated.items() if key in actions}
     parser.set_defaults(**{key: _typed(actions[key], value, origin[key]) for key, value in values.items()})

@@ -6,18 +6,26 @@ the base was built here, recipe.yaml, template.jinja, metrics.json and predictio
 
 import hashlib
 import json
+import shutil
 import time
 import warnings
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from peft import PeftConfig, PeftModel
 from rich.console import Console
 from rich.table import Table
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers import Trainer, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+    TrainerCallback,
+)
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from fintune import machine
@@ -48,25 +56,34 @@ class ScoreValidation(TrainerCallback):
 
 
 def evaluate_model(task: Task, data: TaskData, prompt: Prompt, model: PreTrainedModel, split: str = "test"):
-    """Score a split and check the model's own first answers.
+    """Score a split with a causal language model and check its own first answers; returns as `score_split` does."""
+    texts, cut_before = data.splits[split]["text"], prompt.cut_texts
+    started = time.perf_counter()
+    probabilities = Scorer(model, prompt).probabilities(texts, progress=f"scoring {split}")
+    metrics, predictions = score_split(task, data, split, probabilities, time.perf_counter() - started)
+    metrics["texts_cut"] = prompt.cut_texts - cut_before
+    metrics["answers_at_once"] = answers_at_once(model, prompt, texts[:64])
+    return metrics, predictions
+
+
+def score_split(task: Task, data: TaskData, split: str, probabilities: np.ndarray, seconds: float):
+    """Metrics and predictions of a split, the same for every kind of model.
+
+    Args:
+        probabilities: (rows, labels), in the split's row order and label id order.
+        seconds: what the scoring took, tokenising included.
 
     Returns:
-        (metrics, predictions): metrics of `LabelMetrics` with `accuracy_clean`, speed and the generation check; one
-        prediction a row, in file order: file, line, text, label, prediction, clean, probabilities by label name.
+        (metrics, predictions): metrics of `LabelMetrics` with `accuracy_clean` and speed; one prediction a row: file,
+        line, text, label, prediction, clean, probabilities by label name.
     """
     rows = data.splits[split]
-    cut_before = prompt.cut_texts
-    started = time.perf_counter()
-    probabilities = Scorer(model, prompt).probabilities(rows["text"], progress=f"scoring {split}")
-    seconds = time.perf_counter() - started
     metrics = LabelMetrics().compute(predictions=probabilities, references=rows["label"], label_names=task.names)
     clean = data.clean if split == "test" else [True] * len(rows)
     answers = probabilities.argmax(axis=1)
     correct = (answers == rows["label"])[clean]
     metrics["accuracy_clean"], metrics["rows_clean"] = float(correct.mean()), int(correct.size)
     metrics["seconds"], metrics["rows_per_second"] = seconds, len(rows) / seconds
-    metrics["texts_cut"] = prompt.cut_texts - cut_before
-    metrics["answers_at_once"] = answers_at_once(model, prompt, rows["text"][:64])
     predictions = [
         {
             "file": row["file"],
@@ -112,9 +129,9 @@ def answers_at_once(model: PreTrainedModel, prompt: Prompt, texts: list[str]) ->
     return report
 
 
-def explain_answers(report: dict) -> str | None:
-    """The likely cause when a model does not answer with a label at once; None when it mostly does."""
-    if report["share"] >= 0.9:
+def explain_answers(report: dict | None) -> str | None:
+    """The likely cause when a model does not answer with a label at once; None when it mostly does, or cannot talk."""
+    if report is None or report["share"] >= 0.9:
         return None
     miss = report["first_miss"]
     if "<think>" in miss:
@@ -149,7 +166,9 @@ def load_tokenizer(base: str, revision: str, chat_template_path: str | None) -> 
     return tokenizer
 
 
-def load_model(model_args: ModelConfig, base: str, device: torch.device, adapter: Path | None = None) -> PreTrainedModel:
+def load_model(
+    model_args: ModelConfig, base: str, device: torch.device, adapter: Path | None = None
+) -> PreTrainedModel:
     """The base model in the recipe's dtype and quantization, with a run's adapter on it.
 
     Raises:
@@ -165,7 +184,9 @@ def load_model(model_args: ModelConfig, base: str, device: torch.device, adapter
             device_map={"": device},
             use_safetensors=True,
         )
-    print(f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, attention {model.config._attn_implementation}")
+    print(
+        f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, attention {model.config._attn_implementation}"
+    )
     if adapter is None:
         return model
     with warnings.catch_warnings():
@@ -226,13 +247,17 @@ def load_result(folder: Path) -> dict:
         UserError: the folder is no finished run, or one of another version.
     """
     if not ((folder / "recipe.yaml").is_file() and (folder / "metrics.json").is_file()):
-        raise UserError(f"{folder}: no finished run (recipe.yaml, metrics.json); to score a model, add --task data/X.yaml")
+        raise UserError(
+            f"{folder}: no finished run (recipe.yaml, metrics.json); to score a model, add --task data/X.yaml"
+        )
     try:
         result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder}/metrics.json: no JSON ({error}); train the run again") from error
     if result.get("schema") != SCHEMA:
-        raise UserError(f"{folder}/metrics.json: schema {result.get('schema')}, this version reads {SCHEMA}; train again")
+        raise UserError(
+            f"{folder}/metrics.json: schema {result.get('schema')}, this version reads {SCHEMA}; train again"
+        )
     return result
 
 
@@ -256,17 +281,20 @@ def check_same(folder: Path, trained: dict, data: TaskData, base: str, model_arg
         )
     found = base_fingerprint(base, model_args.model_revision)
     if trained["model"]["fingerprint"] != found:
-        raise UserError(f"{folder}: its adapter belongs to base {trained['model']['fingerprint'][:60]}, not {found[:60]}")
+        raise UserError(
+            f"{folder}: its adapter belongs to base {trained['model']['fingerprint'][:60]}, not {found[:60]}"
+        )
 
 
-def save_run(folder: Path, recipe: Recipe, model: PreTrainedModel, tokenizer, result: dict, predictions: list[dict]):
-    """Write everything beside the run first, then move it in, metrics.json last: an older result stays whole until then.
+def save_run(folder: Path, recipe: Recipe, result: dict, predictions: list[dict], *parts) -> None:
+    """Write everything, `parts` by their save_pretrained, beside the run first, then move it in, metrics.json last: an older result stays whole until then.
 
     recipe.yaml, template.jinja and chat_template.jinja give the same run again: `python train_sft.py RUN/recipe.yaml`.
     """
     staging = folder / "staging"
-    model.save_pretrained(staging)
-    tokenizer.save_pretrained(staging)
+    shutil.rmtree(staging, ignore_errors=True)
+    for part in parts:
+        part.save_pretrained(staging)
     stated = dict(recipe.stated)
     if "chat_template_path" in stated:
         stated["chat_template_path"] = "chat_template.jinja"
@@ -309,7 +337,9 @@ def print_result(result: dict) -> None:
     """The table at the end of a run: ours beside the paper's, never on other data without saying so."""
     split, test = result["split"], result[result["split"]]
     low, high = test["accuracy_interval"]
-    table = Table(title=f"{result['task']}: {result['name']} on {split}, {test['rows']} rows ({result['data']['source']})")
+    table = Table(
+        title=f"{result['task']}: {result['name']} on {split}, {test['rows']} rows ({result['data']['source']})"
+    )
     table.add_column("figure")
     table.add_column("ours", justify="right")
     paper = result["paper"] or {"row": "no row for it", "accuracy": None}
@@ -323,5 +353,5 @@ def print_result(result: dict) -> None:
     Console().print(table)
     if result["data"]["source"] == "sample":
         print("The sample's rows are invented: this shows that the method runs, not how well it labels finance.")
-    if explanation := explain_answers(test["answers_at_once"]):
+    if explanation := explain_answers(test.get("answers_at_once")):
         print(explanation)

@@ -80,7 +80,9 @@ class Scorer:
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
         bends = [key for key in LOGIT_BENDS if getattr(self.model.config, key, None) not in (None, 1.0)]
         if bends:
-            raise UserError(f"{self.model.config.name_or_path}: `{bends[0]}` in its config is not supported in scoring")
+            raise UserError(
+                f"{self.model.config.name_or_path}: `{bends[0]}` in its config is not supported in scoring"
+            )
         self.prompt, self.tree = prompt, label_tree(prompt.label_ids)
         on_cpu = self.model.device.type == "cpu"
         self.tokens_per_batch = tokens_per_batch or (4096 if on_cpu else 65536)

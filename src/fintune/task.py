@@ -98,14 +98,20 @@ def make_task(values: dict, where: str) -> Task:
     if isinstance(labels, list):
         labels = {label: label for label in labels}
     if not isinstance(labels, dict) or len(labels) < 2:
-        raise UserError(f"{where}: `labels` is {labels!r}; list at least two names, or map values in the file to names")
+        raise UserError(
+            f"{where}: `labels` is {labels!r}; list at least two names, or map values in the file to names"
+        )
     values["labels"] = labels = {str(value): str(name).strip() for value, name in labels.items()}
     if len(set(labels.values())) < len(labels) or "" in labels.values():
         raise UserError(f"{where}: `labels` holds an empty or repeated name: {list(labels.values())}")
     for key in ("files", "sample"):
         if not isinstance(values.get(key, {}), dict):
-            raise UserError(f"{where}: `{key}` is {values[key]!r}; map a split (all, train, validation, test) to a file")
-        values[key] = {split: _data_file(spec, f"{where}: `{key}.{split}`") for split, spec in values.get(key, {}).items()}
+            raise UserError(
+                f"{where}: `{key}` is {values[key]!r}; map a split (all, train, validation, test) to a file"
+            )
+        values[key] = {
+            split: _data_file(spec, f"{where}: `{key}.{split}`") for split, spec in values.get(key, {}).items()
+        }
     splits = set(values["files"])
     if splits - {"all", "train", "validation", "test"} or not splits & {"all", "train"}:
         raise UserError(f"{where}: `files` names {sorted(splits)}; use all, or train with validation and test")

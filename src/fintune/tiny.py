@@ -64,5 +64,8 @@ def train_tokenizer(task: Task, texts: list[str], vocab_size: int) -> PreTrained
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     tokenizer.add_tokens(CONTROL_TOKENS)
     return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", clean_up_tokenization_spaces=False
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
     )

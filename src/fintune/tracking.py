@@ -6,9 +6,9 @@ import socket
 from pathlib import Path
 from urllib.parse import urlparse
 
-import wandb
 from transformers import TrainingArguments
 
+import wandb
 from fintune.recipe import Recipe, dump_recipe
 
 

@@ -43,7 +43,9 @@ class OneLine:
         """
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         rests = lengths - self.shared
-        ids = rows[0]["input_ids"][: self.shared] + [token for row in rows for token in row["input_ids"][self.shared :]]
+        ids = rows[0]["input_ids"][: self.shared] + [
+            token for row in rows for token in row["input_ids"][self.shared :]
+        ]
         labels = [IGNORE] * self.shared + [label for row in rows for label in row["labels"][self.shared :]]
         segment = torch.cat([torch.full((self.shared,), -1), torch.repeat_interleave(torch.arange(len(rows)), rests)])
         position = torch.cat([torch.arange(self.shared), *(torch.arange(self.shared, n) for n in lengths)])
