@@ -1,8 +1,8 @@
-"""Fine-tune a causal language model to label financial text: rank-stabilised LoRA and NEFTune through TRL's SFTTrainer.
+"""Fine-tune a language model to label financial text: rank-stabilised LoRA and NEFTune through TRL's SFTTrainer.
 
     python train_sft.py data/sentiment.yaml configs/qwen3-8b.yaml [overlay.yaml ...] [--learning_rate 1e-4 ...]
 
-After arXiv 2512.00630. A run is YAML layered left to right, then flags; every key is a Hugging Face name (see configs/).
+After arXiv 2512.00630. A run is YAML layered left to right, then flags, with the Hugging Face names (see configs/).
 """
 
 from pathlib import Path
@@ -53,6 +53,7 @@ def main(argv: list[str]) -> None:
     trainer.add_callback(keeper)
     trainer.add_callback(runs.ScoreValidation(trainer, prompt, data))
     summary = runs.model_summary(trainer.model, base, model_args)
+    machine.check_disk(folder, summary["trained_parameters"], training_args.save_total_limit)
     print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
     with interruptible(trainer, keeper):
         output = trainer.train(checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe))

@@ -18,6 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
 
 from fintune.errors import UserError
+from fintune.machine import hub_reachable
 from fintune.task import DataFile, Task
 
 SPLITS = ("train", "validation", "test")
@@ -140,7 +141,9 @@ def _file_bytes(file: DataFile, path: Path) -> bytes:
 
 def _hub_bytes(task: Task, file: DataFile) -> bytes:
     name, _, member = (file.hub_path or file.path).partition("::")
-    local = hf_hub_download(task.hub, name, repo_type="dataset", revision=task.revision)
+    local = hf_hub_download(
+        task.hub, name, repo_type="dataset", revision=task.revision, local_files_only=not hub_reachable()
+    )
     if not member:
         return _checked(file, Path(local).read_bytes(), f"{task.hub}/{name}")
     with zipfile.ZipFile(local) as archive:
@@ -151,7 +154,7 @@ def _checked(file: DataFile, content: bytes, where: str) -> bytes:
     found = hashlib.sha256(content).hexdigest()
     if file.sha256 and found != file.sha256:
         raise UserError(
-            f"{where}: SHA-256 is {found}, the task's YAML pins {file.sha256}; fetch the file again, or pin the new one"
+            f"{where}: SHA-256 is {found}, the task pins {file.sha256}; fetch the file again, or pin the new one"
         )
     return content
 

@@ -3,12 +3,16 @@
 import platform
 import resource
 import shutil
+import socket
 import subprocess
 import sys
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from urllib.parse import urlparse
 
 import torch
+from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from transformers.utils import is_flash_attn_2_available
 
 from fintune.errors import UserError
@@ -47,19 +51,42 @@ def check_fits(model: str, min_gpu_gib: float, use_cpu: bool) -> None:
     free = free_gpu_gib()
     if free < min_gpu_gib and not use_cpu:
         raise UserError(
-            f"{model} needs {min_gpu_gib:g} GiB of free GPU memory, this machine has {free:.1f}; choose a smaller model "
+            f"{model} needs {min_gpu_gib:g} GiB of free GPU memory, this machine has {free:.1f}; take a smaller model "
             "(MODEL=auto picks one), or force the CPU with --use_cpu true --bf16 false and much patience"
         )
 
 
-def check_disk(folder: Path, needed_gib: float) -> None:
-    """Refuse a run whose checkpoints would not fit on the disk of `folder`."""
+def check_disk(folder: Path, trained_parameters: int, save_total_limit: int | None) -> None:
+    """Refuse a run whose checkpoints would not fit on the disk of `folder`.
+
+    A checkpoint holds 12 bytes a trained parameter (float32 and two Adam moments); one more than the limit exists
+    while a new one is written, and one stands for the result.
+
+    Raises:
+        UserError: less is free.
+    """
+    needed_gib = 12 * trained_parameters * ((save_total_limit or 10) + 2) / GIB
     existing = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     free = shutil.disk_usage(existing).free / GIB
     if free < needed_gib:
         raise UserError(
             f"{folder}: {free:.2f} GiB of disk free, the run needs {needed_gib:.2f}; free some, or set output_dir"
         )
+
+
+def reachable(host: str, seconds: float = 2.0) -> bool:
+    """Whether a host answers on the HTTPS port: asked before a client that would retry for half a minute."""
+    try:
+        socket.create_connection((host, 443), timeout=seconds).close()
+        return True
+    except OSError:
+        return False
+
+
+@cache
+def hub_reachable() -> bool:
+    """Whether the Hugging Face Hub (`HF_ENDPOINT`) may be asked: not in offline mode, and it answers."""
+    return not HF_HUB_OFFLINE and reachable(urlparse(ENDPOINT).hostname)
 
 
 def attention() -> str:

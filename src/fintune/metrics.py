@@ -20,6 +20,8 @@ from sklearn.metrics import (
 
 def _evaluate_package():
     """The PyPI package `evaluate`: a script evaluate.py in the folder that was launched hides it from `import`."""
+    if hasattr(sys.modules.get("evaluate"), "EvaluationModule"):
+        return sys.modules["evaluate"]
     paths = [path for path in sys.path if not (Path(path or ".") / "evaluate.py").is_file()]
     spec = importlib.machinery.PathFinder.find_spec("evaluate", paths)
     package = sys.modules["evaluate"] = importlib.util.module_from_spec(spec)
@@ -89,7 +91,7 @@ class LabelMetrics(evaluate.Metric):
 
 
 def accuracy_interval(correct: np.ndarray, resamples: int = 10_000) -> list[float]:
-    """95 % percentile bootstrap interval of a mean of 0/1 values, over rows; seeded, so the same rows give the same."""
+    """95 % percentile bootstrap interval of a mean of 0/1 values over rows; seeded: the same rows give the same."""
     if correct.all() or not correct.any():
         return [float(correct.mean())] * 2  # every resample is the same
     interval = bootstrap(
@@ -99,7 +101,7 @@ def accuracy_interval(correct: np.ndarray, resamples: int = 10_000) -> list[floa
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by rows (Guo et al. 2017, section 2)."""
+    """Mean gap of confidence and accuracy over equal-width bins, weighted by rows (Guo et al. 2017, section 2)."""
     bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
     gaps = np.bincount(bin_of, weights=confidence - correct, minlength=bins)
     return float(np.abs(gaps).sum() / len(confidence))

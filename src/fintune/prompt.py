@@ -39,13 +39,15 @@ class Prompt:
             raise UserError(f"{tokenizer.name_or_path}: no chat template or no end token; set `chat_template_path`")
         if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
             raise UserError(f"{tokenizer.name_or_path}: padding token equals the end token; give it one of its own")
-        self.label_ids = [self._ids_of(name) + [tokenizer.eos_token_id] for name in task.names]
+        # every added token, also those that the chat template does not hold, such as <|fim_prefix|>
+        tokenizer.chat_control_tokens = [token for token in tokenizer.get_added_vocab() if not token.isspace()]
+        self.label_ids = [[*self._ids_of(name), tokenizer.eos_token_id] for name in task.names]
         self._check_labels()
         frame = len(self._render([""])[0])
         self._longest_label = max(map(len, self.label_ids))
         if frame + self._longest_label >= max_length:
             raise UserError(
-                f"{task.template}: the instruction takes {frame} tokens and a label up to {self._longest_label}, which "
+                f"{task.template}: the instruction takes {frame} tokens and a label up to {self._longest_label}; that "
                 f"leaves no room for a text in max_length {max_length}; shorten it or raise max_length"
             )
 

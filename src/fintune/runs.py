@@ -1,7 +1,7 @@
 """What a run leaves behind, and how it is read again.
 
-runs/<task>/<name>/ holds the PEFT adapter (adapter_model.safetensors, adapter_config.json), the tokenizer, `base/` where
-the base was built here, recipe.yaml, template.jinja, metrics.json and predictions.jsonl, metrics.json written last.
+runs/<task>/<name>/ holds the PEFT adapter (adapter_model.safetensors, adapter_config.json), the tokenizer, `base/`
+where the base was built here, recipe.yaml, template.jinja, predictions.jsonl and, written last, metrics.json.
 """
 
 import hashlib
@@ -140,7 +140,8 @@ def explain_answers(report: dict | None) -> str | None:
         cause = "an empty answer: the end token was trained without the label, or the prompt ends in another token"
     else:
         cause = "other words than the labels: not trained on this task, or trained too little"
-    return f"greedy answers: {report['share']:.0%} of {report['rows']} begin with a label; the first miss is {miss!r}, {cause}"
+    share = f"{report['share']:.0%} of {report['rows']}"
+    return f"greedy answers: {share} begin with a label; the first miss is {miss!r}, {cause}"
 
 
 def base_fingerprint(base: str, revision: str | None) -> str:
@@ -185,7 +186,8 @@ def load_model(
             use_safetensors=True,
         )
     print(
-        f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, attention {model.config._attn_implementation}"
+        f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, "
+        f"attention {model.config._attn_implementation}"
     )
     if adapter is None:
         return model
@@ -276,7 +278,7 @@ def check_same(folder: Path, trained: dict, data: TaskData, base: str, model_arg
         return
     if trained["data"]["sha256"] != data.sha256:
         raise UserError(
-            f"{folder}: was trained on {trained['data']['source']} data {trained['data']['sha256'][:12]}, found now is "
+            f"{folder}: trained on {trained['data']['source']} data {trained['data']['sha256'][:12]}, found now is "
             f"{data.source} data {data.sha256[:12]}; set FINTUNE_DATA as it was, or train again"
         )
     found = base_fingerprint(base, model_args.model_revision)
@@ -287,7 +289,9 @@ def check_same(folder: Path, trained: dict, data: TaskData, base: str, model_arg
 
 
 def save_run(folder: Path, recipe: Recipe, result: dict, predictions: list[dict], *parts) -> None:
-    """Write everything, `parts` by their save_pretrained, beside the run first, then move it in, metrics.json last: an older result stays whole until then.
+    """Write everything (`parts` by their save_pretrained) beside the run, then move it in, metrics.json last.
+
+    An older result in the folder stays whole until the new one is.
 
     recipe.yaml, template.jinja and chat_template.jinja give the same run again: `python train_sft.py RUN/recipe.yaml`.
     """

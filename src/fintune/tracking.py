@@ -2,13 +2,13 @@
 
 import netrc
 import os
-import socket
 from pathlib import Path
 from urllib.parse import urlparse
 
 from transformers import TrainingArguments
 
 import wandb
+from fintune.machine import reachable
 from fintune.recipe import Recipe, dump_recipe
 
 
@@ -29,7 +29,7 @@ def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     if not _has_key(host):
         why = "no WANDB_API_KEY"
-    elif not _reachable(host):
+    elif not reachable(host):
         why = f"{host} is out of reach"
     else:
         return
@@ -38,7 +38,7 @@ def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
 
 
 def log_result(recipe: Recipe, training_args: TrainingArguments, result: dict, predictions: list[dict]) -> None:
-    """Add the figures of the scored split to the run and close it: metrics, the paper's, confusion matrix, predictions.
+    """Add the scored split's figures to the run and close it: metrics, the paper's, confusion matrix, predictions.
 
     Texts of rows are logged only where the task's YAML says `log_texts: true`.
     """
@@ -76,14 +76,6 @@ def _has_key(host: str) -> bool:
     try:
         return netrc.netrc(Path("~/.netrc").expanduser()).authenticators(host) is not None
     except (OSError, netrc.NetrcParseError):
-        return False
-
-
-def _reachable(host: str, seconds: float = 2.0) -> bool:
-    try:
-        socket.create_connection((host, 443), timeout=seconds).close()
-        return True
-    except OSError:
         return False
 
 

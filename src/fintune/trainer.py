@@ -1,7 +1,7 @@
-"""SFTTrainer for short texts: rows of an update share one line, and the instruction they all begin with, computed once.
+"""SFTTrainer for short texts: rows of an update share one line, and one copy of the instruction they begin with.
 
 `batching: padded` is TRL's own SFTTrainer to the bit. `packed` lays rows behind each other without padding:
-[row 1 | row 2 | ...]. `shared_prefix` puts one copy of the instruction in front: [instruction | rest 1 | rest 2 | ...].
+[row 1 | row 2 | ...]. `shared_prefix` computes the instruction once: [instruction | rest 1 | rest 2 | ...].
 Rows are blind to each other and keep their positions, so loss and gradients equal those of separate rows.
 """
 
@@ -38,8 +38,8 @@ class OneLine:
         """
         Returns:
             lengths (rows,): tokens of each row, shared ones included; input_ids, labels, position_ids (1, T);
-            attention_mask (1, 1, T, T) bool, True where a token (third axis) sees another; token_lengths (1, T): length
-            of the row that a token belongs to, for shared tokens the rows' mean.
+            attention_mask (1, 1, T, T) bool, True where a token (third axis) sees another; token_lengths (1, T):
+            length of the row that a token belongs to, for shared tokens the rows' mean.
         """
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         rests = lengths - self.shared
@@ -65,7 +65,7 @@ class OneLineTrainer(SFTTrainer):
     """SFTTrainer on `OneLine` batches: the head reads label positions alone, NEFTune's noise knows each row's length.
 
     NEFTune (Jain et al. 2023, arXiv 2310.05914) draws noise uniform in [-1, 1] x alpha / sqrt(L d). transformers takes
-    for L the length of the tensor, here several rows long (huggingface/transformers#34659), so the noise is added here.
+    for L the tensor's length, here that of several rows (huggingface/transformers#34659), so the noise is added here.
     """
 
     def __init__(self, *args, **kwargs):

@@ -1,0 +1,162 @@
+"""Rows that share a line train like separate rows, and the noise is NEFTune's."""
+
+import math
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from trl import SFTConfig, SFTTrainer
+
+from fintune.prompt import IGNORE
+from fintune.trainer import OneLine, OneLineTrainer
+
+
+def make_trainer(toy, batching: str, tmp_path, rows: int = 12, **config):
+    _, data, prompt, model = toy
+    torch.manual_seed(0)
+    lora = {"r": 4, "use_rslora": True, "target_modules": "all-linear", "init_lora_weights": False, "lora_dropout": 0.0}
+    dataset = prompt.training_rows(data.splits["train"].select(range(rows)))
+    collator = OneLine.of(batching, dataset)
+    config = {"per_device_train_batch_size": rows, "report_to": "none", "bf16": False, **config}
+    trainer = (OneLineTrainer if collator else SFTTrainer)(
+        model=get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora)),
+        args=SFTConfig(str(tmp_path / "out"), gradient_checkpointing=False, use_cpu=True, **config),
+        train_dataset=dataset,
+        data_collator=collator,
+        processing_class=prompt.tokenizer,
+    )
+    return trainer, list(dataset)
+
+
+def loss_and_gradients(trainer, batches: list[list[dict]]):
+    """One update over micro-batches, as the Trainer sums them."""
+    trainer.model.train()
+    trainer.model.zero_grad()
+    tokens = sum(label != IGNORE for rows in batches for row in rows for label in row["labels"])
+    total = 0.0
+    for rows in batches:
+        loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows), num_items_in_batch=torch.tensor(tokens))
+        loss.backward()
+        total += loss.item()
+    gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}
+    return total, gradients
+
+
+@pytest.mark.parametrize("batching", ["packed", "shared_prefix"])
+def test_one_line_equals_three_by_four_of_stock_trl(toy, tmp_path, batching):
+    stock, rows = make_trainer(toy, "padded", tmp_path)
+    expected_loss, expected = loss_and_gradients(stock, [rows[i : i + 3] for i in range(0, 12, 3)])
+    state = stock.model.state_dict()
+    toy = (*toy[:3], type(toy[3]).from_pretrained(tmp_path / "base"))
+    ours, rows = make_trainer(toy, batching, tmp_path)
+    ours.model.load_state_dict(state)
+    for batches in ([rows], [rows[:5], rows[5:]]):
+        loss, gradients = loss_and_gradients(ours, batches)
+        assert loss == pytest.approx(expected_loss, rel=1e-5)
+        for name, gradient in gradients.items():
+            scale = expected[name].abs().max().clamp(min=1e-6)
+            assert (gradient - expected[name]).abs().max() / scale < 1e-4, name
+
+
+def test_a_row_cannot_see_its_neighbour(toy, tmp_path):
+    trainer, rows = make_trainer(toy, "shared_prefix", tmp_path)
+    trainer.model.eval()
+    batch = trainer.data_collator(rows[:3])
+    shared, first = trainer.data_collator.shared, len(rows[0]["input_ids"])
+    assert shared > 10
+
+    def first_row(batch):
+        inputs = {key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}
+        return trainer.model(**inputs).logits[0, :first]
+
+    changed = {**batch, "input_ids": batch["input_ids"].clone()}
+    changed["input_ids"][0, first:] = 7  # every token of the neighbours
+    assert torch.equal(first_row(batch), first_row(changed))
+    leaky = {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
+    leaky_changed = {**changed, "attention_mask": leaky["attention_mask"]}
+    assert not torch.equal(first_row(leaky), first_row(leaky_changed))  # the check can fail
+
+
+def test_positions_continue_from_the_shared_prefix(toy, tmp_path):
+    trainer, rows = make_trainer(toy, "shared_prefix", tmp_path)
+    batch, shared = trainer.data_collator(rows[:2]), trainer.data_collator.shared
+    lengths = [len(row["input_ids"]) for row in rows[:2]]
+    expected = [*range(lengths[0]), *range(shared, lengths[1])]
+    assert batch["position_ids"][0].tolist() == expected
+    assert batch["lengths"].tolist() == lengths
+    where = batch["labels"][0] != IGNORE
+    assert batch["labels"][0, where].tolist() == [t for row in rows[:2] for t in row["labels"] if t != IGNORE]
+
+
+@pytest.mark.parametrize("batching", ["packed", "shared_prefix"])
+def test_noise_is_scaled_by_each_rows_own_length(toy, tmp_path, batching):
+    trainer, rows = make_trainer(toy, batching, tmp_path, neftune_noise_alpha=5.0)
+    embeddings = trainer.model.get_input_embeddings()
+    batch = trainer.data_collator(rows)
+    clean = torch.nn.functional.embedding(batch["input_ids"], embeddings.weight)
+    seen = []
+    handle = embeddings.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    trainer.model.train()
+    for _ in range(40):
+        trainer.compute_loss(trainer.model, dict(batch))
+    handle.remove()
+    noise = (torch.stack(seen) - clean).abs().amax(dim=(0, 3))[0]  # largest of 40 x 32 draws a token
+    bound = 5.0 / (batch["token_lengths"][0] * clean.size(-1)).sqrt()
+    assert (noise <= bound + 1e-6).all()
+    assert (noise >= 0.97 * bound).all()
+    lengths = batch["token_lengths"][0, trainer.data_collator.shared :]
+    assert sorted(set(lengths.tolist())) == sorted({float(len(row["input_ids"])) for row in rows})
+
+
+def embedding_noise(trainer, rows) -> float:
+    """Largest difference of what the embedding gives in a training loss from what it holds."""
+    embeddings = trainer.model.get_input_embeddings()
+    batch = trainer.data_collator(rows)
+    seen = []
+    handle = embeddings.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+    trainer.compute_loss(trainer.model, dict(batch))
+    handle.remove()
+    return (seen[0] - torch.nn.functional.embedding(batch["input_ids"], embeddings.weight)).abs().max().item()
+
+
+@pytest.mark.parametrize("batching", ["padded", "shared_prefix"])
+def test_noise_is_on_in_training_off_in_evaluation_and_gone_after_an_interruption(toy, tmp_path, batching):
+    from transformers import TrainerCallback
+
+    from fintune.checkpoints import KeepCheckpoints, interruptible
+
+    noise, evaluated = [], []
+
+    class Interrupt(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            model.train()
+            noise.append(embedding_noise(trainer, rows))
+            model.eval()
+            evaluated.append(embedding_noise(trainer, rows))
+            model.train()
+            raise RuntimeError("power cut")
+
+    trainer, rows = make_trainer(toy, batching, tmp_path, neftune_noise_alpha=5.0)
+    trainer.add_callback(Interrupt())
+    for _ in range(2):  # the second time a hook left behind would double the noise
+        with pytest.raises(RuntimeError, match="power cut"), interruptible(trainer, KeepCheckpoints({})):
+            trainer.train()
+    bound = 5.0 / math.sqrt(min(len(row["input_ids"]) for row in rows) * 32)
+    assert all(0.3 * bound < value <= bound for value in noise)
+    assert evaluated == [0.0, 0.0]
+    assert not hasattr(trainer.model.get_input_embeddings(), "neftune_noise_alpha")
+    trainer.model.train()
+    if batching == "padded":
+        assert embedding_noise(trainer, rows) == 0.0
+
+
+def test_alpha_none_means_no_noise(toy, tmp_path):
+    trainer, rows = make_trainer(toy, "shared_prefix", tmp_path)
+    trainer.model.train()
+    assert embedding_noise(trainer, rows) == 0.0
+
+
+def test_padded_is_stock_trl(toy, tmp_path):
+    trainer, _ = make_trainer(toy, "padded", tmp_path)
+    assert type(trainer) is SFTTrainer
+    assert type(trainer.data_collator).__module__.startswith("trl.")
