@@ -111,6 +111,7 @@ def description() -> dict:
         "peft",
         "datasets",
         "evaluate",
+        "scikit-learn",
         "bitsandbytes",
         "flash-attn",
         "fintune",

@@ -86,7 +86,7 @@ def parse_recipe(argv: list[str], *dataclass_types: type) -> Recipe:
     actions = {action.dest: action for action in parser._actions}
     stated, origin = {}, {}
     for path in paths:
-        for key, value in _read_layer(path).items():
+        for key, value in read_layer(path).items():
             if key in SECRETS:
                 raise UserError(f"{path}: `{key}` is a secret; take it out and set it in the environment (HF_TOKEN)")
             if key not in actions and key not in TASK_KEYS:
@@ -127,7 +127,7 @@ def dump_recipe(recipe: Recipe) -> str:
     )
 
 
-def _read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
+def read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
     """A layer on top of the one that its `extends` names, paths made absolute."""
     if path.resolve() in below:
         raise UserError(f"{path}: `extends` comes back to it; a recipe cannot extend itself")
@@ -140,7 +140,7 @@ def _read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
     if not isinstance(layer, dict) or not all(isinstance(key, str) for key in layer):
         raise UserError(f"{path}: holds {type(layer).__name__}, not a mapping of keys to values")
     parent = layer.pop("extends", None)
-    under = _read_layer(path.parent / str(parent), (*below, path.resolve())) if parent else {}
+    under = read_layer(path.parent / str(parent), (*below, path.resolve())) if parent else {}
     return under | absolute_paths(layer, path.resolve().parent)
 
 

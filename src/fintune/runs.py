@@ -160,7 +160,7 @@ def load_tokenizer(base: str, revision: str, chat_template_path: str | None) -> 
     Raises:
         UserError: the model is missing or gated.
     """
-    with _missing_model(base):
+    with missing_model(base):
         tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
     if chat_template_path:
         tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
@@ -175,7 +175,7 @@ def load_model(
     Raises:
         UserError: the model is missing, gated or no causal language model in safetensors; the adapter does not fit.
     """
-    with _missing_model(base):
+    with missing_model(base):
         model = AutoModelForCausalLM.from_pretrained(
             base,
             revision=model_args.model_revision,
@@ -199,7 +199,7 @@ def load_model(
             raise UserError(f"{adapter}: its adapter does not fit {base}: {error}; train the run again") from error
 
 
-class _missing_model:
+class missing_model:
     """Turns what transformers raises for a model that cannot be had into one line with the remedy."""
 
     def __init__(self, base: str):
