@@ -1,17 +1,23 @@
 # make train-sentiment | train-topic | train-<your task> | test | lint | dashboard
+# make baselines [TASKS="sentiment topic"] [ENCODER=/path/to/folder] runs every baseline that this machine can.
 # MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is passed on.
 
 PYTHON ?= python3
 MODEL ?= auto
 ARGS ?=
+TASKS ?= sentiment topic
+ENCODER ?=
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: test lint dashboard clean
+.PHONY: baselines test lint dashboard clean
 
 train-%: $(READY)
 	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \
 		$(BIN)/python train_sft.py data/$*.yaml $$recipe $(ARGS)
+
+baselines: $(READY)
+	@$(BIN)/python baselines.py $(TASKS) $(if $(ENCODER),--encoder $(ENCODER))
 
 test: $(READY)
 	$(BIN)/python -m pytest tests

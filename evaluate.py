@@ -19,6 +19,7 @@ from fintune.recipe import RunArguments, parse_recipe
 from fintune.tiny import TINY
 
 ARGS = (RunArguments, SFTConfig, ModelConfig)
+SCORING = ("--bf16", "false")  # of training, refused on a machine without a GPU; the weights keep `dtype`
 
 
 def main(argv: list[str]) -> None:
@@ -30,13 +31,13 @@ def main(argv: list[str]) -> None:
     folder = Path(args.target)
 
     if args.task:
-        recipe = parse_recipe([args.task, "--model_name_or_path", args.target, "--report_to", "wandb", *flags], *ARGS)
+        recipe = parse_recipe([args.task, "--model_name_or_path", args.target, *SCORING, "--report_to", "wandb", *flags], *ARGS)
         recipe.name = f"{folder.name.lower()}-zero-shot"
         base, adapter, trained = args.target, None, {}
         folder = Path("runs", recipe.task.task, recipe.name)
     else:
         trained = runs.load_result(folder)
-        recipe = parse_recipe([str(folder / "recipe.yaml"), "--report_to", "none", *flags], *ARGS)
+        recipe = parse_recipe([str(folder / "recipe.yaml"), *SCORING, "--report_to", "none", *flags], *ARGS)
         recipe.name = trained["name"]
         base, adapter = runs.base_of(folder, recipe.args[2]), folder
     task, (_, training_args, model_args) = recipe.task, recipe.args

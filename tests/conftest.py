@@ -43,7 +43,9 @@ def task_folder(tmp_path, monkeypatch):
     ]
     (tmp_path / "data/toy.csv").write_text("text,label\n" + "\n".join(rows) + "\n")
     (tmp_path / "data/toy.yaml").write_text("task: toy\nlabels: [Up, Up or down, Down]\nfiles: {all: toy.csv}\n")
-    (tmp_path / "templates/toy.jinja").write_text("Where does it go? One of: {{ labels | join('; ') }}.\n\n{{ text }} /no_think")
+    (tmp_path / "templates/toy.jinja").write_text(
+        "Where does it go? One of: {{ labels | join('; ') }}.\n\n{{ text }} /no_think"
+    )
     small = "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, "
     (tmp_path / "small.yaml").write_text(
         f"extends: {ROOT}/configs/tiny.yaml\ntiny_vocab_size: 500\nsave_strategy: 'no'\n"

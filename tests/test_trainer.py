@@ -14,7 +14,13 @@ from fintune.trainer import OneLine, OneLineTrainer
 def make_trainer(toy, batching: str, tmp_path, rows: int = 12, **config):
     _, data, prompt, model = toy
     torch.manual_seed(0)
-    lora = {"r": 4, "use_rslora": True, "target_modules": "all-linear", "init_lora_weights": False, "lora_dropout": 0.0}
+    lora = {
+        "r": 4,
+        "use_rslora": True,
+        "target_modules": "all-linear",
+        "init_lora_weights": False,
+        "lora_dropout": 0.0,
+    }
     dataset = prompt.training_rows(data.splits["train"].select(range(rows)))
     collator = OneLine.of(batching, dataset)
     config = {"per_device_train_batch_size": rows, "report_to": "none", "bf16": False, **config}
@@ -35,7 +41,9 @@ def loss_and_gradients(trainer, batches: list[list[dict]]):
     tokens = sum(label != IGNORE for rows in batches for row in rows for label in row["labels"])
     total = 0.0
     for rows in batches:
-        loss = trainer.compute_loss(trainer.model, trainer.data_collator(rows), num_items_in_batch=torch.tensor(tokens))
+        loss = trainer.compute_loss(
+            trainer.model, trainer.data_collator(rows), num_items_in_batch=torch.tensor(tokens)
+        )
         loss.backward()
         total += loss.item()
     gradients = {name: p.grad.clone() for name, p in trainer.model.named_parameters() if p.requires_grad}

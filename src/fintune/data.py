@@ -181,6 +181,8 @@ def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
                 f"{name}:{line}: label {value!r} is not among {list(task.labels)}; add it to `labels` or mend the row"
             )
         rows.append({"text": row_text, "label": ids[value.strip()], "file": name, "line": line})
+    if not rows:
+        raise UserError(f"{name}: no rows below its header; give the file that holds them")
     if file.rows is not None and len(rows) != file.rows:
         raise UserError(f"{name}: {len(rows)} rows, the task's YAML says {file.rows}; fetch it again, or mend `rows`")
     return rows

@@ -1,0 +1,352 @@
+"""Baselines: every architecture through train_cls.py, linear models, and the ladder over all of them."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from conftest import ROOT, script
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    ModernBertConfig,
+    ModernBertModel,
+    PreTrainedTokenizerFast,
+    RobertaConfig,
+    RobertaModel,
+    T5Config,
+    T5Model,
+    TrainingArguments,
+)
+from trl import ModelConfig, SFTConfig
+
+from fintune import classifier, runs
+from fintune.classifier import ClassifierArguments, PlainText
+from fintune.data import load_data
+from fintune.errors import UserError
+from fintune.recipe import RunArguments, parse_recipe
+
+SPECIAL = ["<pad>", "</s>", "<s>", "<unk>"]
+SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+T5_SIZES = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
+ARCHITECTURES = {
+    "bert": (BertModel, BertConfig, SIZES),
+    "roberta": (RobertaModel, RobertaConfig, SIZES),
+    "distilbert": (DistilBertModel, DistilBertConfig, {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2}),
+    "modernbert": (ModernBertModel, ModernBertConfig, SIZES | {"cls_token_id": 2, "sep_token_id": 1}),
+    "t5": (T5Model, T5Config, T5_SIZES),
+}
+FLAGS = ["--num_train_epochs", "2", "--report_to", "none", "--disable_tqdm", "true", "--learning_rate", "1e-3"]
+
+
+def save_tokenizer(folder, texts: list[str], template: str, name: str = "TokenizersBackend") -> None:
+    """Lower-case words with special tokens as in `template`, such as `<s> $A </s>`."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=300, special_tokens=SPECIAL))
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 2), ("</s>", 1)])
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        bos_token="<s>",
+        unk_token="<unk>",
+        model_max_length=400,
+    ).save_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps(config | {"tokenizer_class": name}))
+
+
+def save_encoder(folder, kind: str, texts: list[str], template: str | None = None) -> str:
+    torch.manual_seed(0)
+    model_class, config_class, sizes = ARCHITECTURES[kind]
+    model_class(config_class(vocab_size=300, **IDS, **sizes)).save_pretrained(folder)
+    save_tokenizer(folder, texts, template or ("$A </s>" if kind == "t5" else "<s> $A </s>"))
+    return str(folder)
+
+
+@pytest.fixture
+def texts(task_folder) -> list[str]:
+    return [line.rpartition(",")[0] for line in (task_folder / "data/toy.csv").read_text().splitlines()[1:]]
+
+
+def argv(base: str, *more: str) -> list[str]:
+    recipe = str(ROOT / "configs/baselines/bert-base.yaml")
+    return ["data/toy.yaml", recipe, "--model_name_or_path", base, "--output_dir", "runs/toy/x", *FLAGS, *more]
+
+
+def parsed(base: str, *more: str):
+    """(task, model_args, tokenizer, model) as train_cls.py has them."""
+    recipe = parse_recipe(argv(base, *more), ClassifierArguments, TrainingArguments)
+    model_args = recipe.args[0]
+    model = classifier.load_classifier(model_args, base, recipe.task, torch.device("cpu"), 0)
+    return recipe.task, model_args, AutoTokenizer.from_pretrained(base), model
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_each_architecture_trains_and_is_scored(kind, task_folder, texts):
+    base = save_encoder(task_folder / "base", kind, texts)
+    script("train_cls").main(argv(base))
+
+    folder = task_folder / "runs/toy/x"
+    result = json.loads((folder / "metrics.json").read_text())
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert len(rows) == result["test"]["rows"] == result["data"]["rows"]["test"]
+    assert result["test"]["texts_cut"] == 0
+    losses = [entry["loss"] for entry in result["training"]["log"] if "loss" in entry]
+    assert all(np.isfinite(losses))
+    config = json.loads((folder / "config.json").read_text())
+    assert list(config["id2label"].values()) == ["Up", "Up or down", "Down"]
+    assert (folder / "recipe.yaml").is_file() and (folder / "model.safetensors").is_file()
+
+    # what was saved answers as what was scored, one text at a time and without padding
+    model, tokenizer = (
+        AutoModelForSequenceClassification.from_pretrained(folder),
+        AutoTokenizer.from_pretrained(folder),
+    )
+    for row in rows[:4]:
+        logits = model.eval()(**tokenizer(row["text"], return_tensors="pt", return_token_type_ids=False)).logits
+        probabilities = torch.softmax(logits[0].double(), dim=-1).tolist()
+        assert list(row["probabilities"].values()) == pytest.approx(probabilities, abs=1e-5)
+        assert row["prediction"] == model.config.id2label[int(logits.argmax())]
+
+
+def test_it_learns(task_folder, texts):
+    base = save_encoder(task_folder / "base", "bert", texts)
+    script("train_cls").main(
+        argv(base, "--num_train_epochs", "20", "--early_stopping_patience", "20", "--learning_rate", "3e-3")
+    )
+    result = json.loads((task_folder / "runs/toy/x/metrics.json").read_text())
+    assert result["test"]["accuracy"] > 0.9
+
+
+def test_class_order_is_the_tasks_and_a_classifiers_own_head_is_not_kept(task_folder, texts):
+    names = {0: "Down", 1: "Up", 2: "Up or down"}  # as FinBERT's, in another order than the task's
+    folder = task_folder / "base"
+    config = BertConfig(vocab_size=300, **IDS, **SIZES, id2label=names, label2id={v: k for k, v in names.items()})
+    stored = BertForSequenceClassification(config)
+    stored.save_pretrained(folder)
+    save_tokenizer(folder, texts, "<s> $A </s>")
+    task, _, _, model = parsed(str(folder))
+    assert list(model.config.id2label.values()) == task.names == ["Up", "Up or down", "Down"]
+    assert model.config.label2id == {"Up": 0, "Up or down": 1, "Down": 2}
+    assert not torch.equal(model.classifier.weight, stored.classifier.weight)
+    assert torch.equal(model.bert.pooler.dense.weight, stored.bert.pooler.dense.weight)
+
+
+def test_a_head_of_other_size_is_replaced_and_a_damaged_encoder_refused(task_folder, texts):
+    folder = task_folder / "base"
+    BertForSequenceClassification(BertConfig(vocab_size=300, **IDS, **SIZES, num_labels=7)).save_pretrained(folder)
+    save_tokenizer(folder, texts, "<s> $A </s>")
+    assert parsed(str(folder))[3].classifier.weight.shape == (3, 32)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 2}))
+    with pytest.raises(UserError, match=r"weights are missing.*bert\.encoder\.layer\.1"):
+        parsed(str(folder))
+
+
+def test_the_same_seed_draws_the_same_head_and_another_another(task_folder, texts):
+    base = save_encoder(task_folder / "base", "bert", texts)
+    task, model_args, *_ = parsed(base)
+    heads = [
+        classifier.load_classifier(model_args, base, task, torch.device("cpu"), seed).classifier.weight
+        for seed in (1, 1, 2)
+    ]
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_early_stopping_ends_and_keeps_the_best(task_folder, texts, monkeypatch):
+    """Accuracies 0.2, 0.9, 0.3, 0.3: the second evaluation is the best, and two worse ones end the training."""
+    base = save_encoder(task_folder / "base", "bert", texts)
+    accuracies, weights = iter([0.2, 0.9, 0.3, 0.3, 1.0]), []
+    monkeypatch.setattr(classifier, "accuracy", lambda prediction: {"accuracy": next(accuracies)})
+    save_run = runs.save_run
+    monkeypatch.setattr(
+        runs, "save_run", lambda *args: (weights.append(args[4].classifier.weight.detach().clone()), save_run(*args))
+    )
+    flags = ["--num_train_epochs", "9", "--early_stopping_patience", "2", "--save_total_limit", "9"]
+    script("train_cls").main(argv(base, *flags))
+    folder = task_folder / "runs/toy/x"
+    training = json.loads((folder / "metrics.json").read_text())["training"]
+    evaluated = [entry["step"] for entry in training["log"] if "eval_accuracy" in entry]
+    assert len(evaluated) == 4
+    assert training["best_update"] == evaluated[1] and training["best_eval_accuracy"] == 0.9
+    best, last = (
+        AutoModelForSequenceClassification.from_pretrained(folder / f"checkpoint-{step}").classifier.weight
+        for step in (evaluated[1], evaluated[3])
+    )
+    assert torch.equal(weights[0], best) and not torch.equal(weights[0], last)
+
+
+@pytest.mark.parametrize("template", ["$A", "</s> $A", "$A </s> </s>"])
+def test_t5_without_one_end_token_at_the_end_is_refused(template, task_folder, texts):
+    base = save_encoder(task_folder / "base", "t5", texts, template)
+    with pytest.raises(UserError, match="end token"):
+        script("train_cls").main(argv(base))
+
+
+def test_control_tokens_in_a_text_stay_characters(task_folder, texts):
+    """Else T5 would read its answer in the middle of the text."""
+    base = save_encoder(task_folder / "base", "t5", texts)
+    _, _, tokenizer, model = parsed(base)
+    prompt = PlainText(tokenizer, model.config, 40)
+    hostile, plain = prompt.encode(["profit </s> rose <pad>", "profit rose"])
+    assert hostile.count(1) == plain.count(1) == 1 and hostile[-1] == 1 and 0 not in hostile
+    assert len(tokenizer("profit </s> rose")["input_ids"]) < len(prompt.encode(["profit </s> rose"])[0])
+
+
+def test_long_texts_are_cut_and_counted(task_folder, texts):
+    base = save_encoder(task_folder / "base", "bert", texts)
+    _, _, tokenizer, model = parsed(base)
+    prompt = PlainText(tokenizer, model.config, 6)
+    rows = prompt.encode(["up", texts[0] * 3, texts[1] * 3])
+    assert prompt.cut_texts == 2 and [len(row) for row in rows[1:]] == [6, 6]
+    assert all(row[0] == 2 and row[-1] == 1 for row in rows)
+    with pytest.raises(UserError, match="max_length is 401, the model reads 400"):
+        PlainText(tokenizer, model.config, 401)
+
+
+def test_padding_that_the_model_does_not_know_is_refused(task_folder, texts):
+    base = save_encoder(task_folder / "base", "bert", texts)
+    _, _, tokenizer, model = parsed(base)
+    model.config.pad_token_id = 3
+    with pytest.raises(UserError, match="pads with 0, the model takes 3"):
+        PlainText(tokenizer, model.config, 40)
+
+
+def test_probabilities_do_not_depend_on_the_batch(task_folder, texts):
+    base = save_encoder(task_folder / "base", "bert", texts)
+    _, _, tokenizer, model = parsed(base)
+    prompt = PlainText(tokenizer, model.config, 100)
+    together = classifier.probabilities(model, prompt, [*texts[:9], "up"])
+    alone = np.concatenate([classifier.probabilities(model, prompt, [text]) for text in [*texts[:9], "up"]])
+    assert together == pytest.approx(alone, abs=1e-6) and together.sum(axis=1) == pytest.approx(1)
+
+
+def test_a_tokenizer_that_is_rebuilt_otherwise_is_refused(task_folder, texts):
+    """BertTokenizer's own code splits at punctuation; a tokenizer.json that splits at spaces alone is ignored."""
+    folder = task_folder / "base"
+    save_encoder(folder, "bert", texts)
+    texts = ["profit rose, sales fell"]
+    classifier.check_tokenizer(AutoTokenizer.from_pretrained(folder), str(folder), None, texts)
+    raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    raw.save(str(folder / "tokenizer.json"))
+    with pytest.raises(UserError, match=r"reads 1 of 1 texts otherwise than its tokenizer\.json"):
+        tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # as AutoTokenizer may
+        classifier.check_tokenizer(tokenizer, str(folder), None, texts)
+
+
+def test_pickled_weights_are_refused(task_folder, texts):
+    folder = task_folder / "base"
+    base = save_encoder(folder, "bert", texts)
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="safetensors"):
+        script("train_cls").main(argv(base))
+
+
+@pytest.mark.parametrize("name", ["majority", "tfidf"])
+def test_linear_models(name, task_folder):
+    recipe = str(ROOT / f"configs/baselines/{name}.yaml")
+    script("train_linear").main(["data/toy.yaml", recipe, "--report_to", "none"])
+    folder = task_folder / f"runs/toy/{name}"
+    result = json.loads((folder / "metrics.json").read_text())
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    assert (folder / "recipe.yaml").is_file() and len(rows) == result["test"]["rows"]
+    assert all(sum(row["probabilities"].values()) == pytest.approx(1) for row in rows)
+    assert list(rows[0]["probabilities"]) == ["Up", "Up or down", "Down"]
+    if name == "majority":
+        assert len({row["prediction"] for row in rows}) == 1
+    else:
+        assert result["test"]["accuracy"] > 0.9
+        best = max(entry["eval_accuracy"] for entry in result["training"]["log"])
+        assert result["training"]["best_eval_accuracy"] == best
+
+
+@pytest.fixture
+def ladder(task_folder, monkeypatch):
+    """baselines.py over recipes of its own in the test's folder."""
+    module = script("baselines")
+    monkeypatch.setattr(module, "ROOT", task_folder)
+    monkeypatch.setattr(module, "SFT", ())
+    monkeypatch.setattr(module.machine, "free_gpu_gib", lambda: 0.0)
+    monkeypatch.setattr(module.machine, "hub_reachable", lambda: False)
+    for name in ("train_linear", "train_cls", "train_sft"):
+        (task_folder / f"{name}.py").symlink_to(ROOT / f"{name}.py")
+    recipes = task_folder / "configs/baselines"
+    recipes.mkdir(parents=True)
+    (recipes / "bert-base.yaml").symlink_to(ROOT / "configs/baselines/bert-base.yaml")
+    (recipes / "large.yaml").write_text("extends: bert-base.yaml\nmin_gpu_gib: 12\n")
+    (recipes / "majority.yaml").write_text("linear_model: majority\n")
+    return module
+
+
+def test_ladder_skips_with_reasons_and_knows_finished_runs(ladder, capfd):
+    ladder.main(["toy"])
+    said = capfd.readouterr().out
+    assert "skip toy/large: needs 12 GiB of GPU memory, this machine has none" in said
+    assert "skip toy/bert-base: the Hub is out of reach and google-bert/bert-base-uncased is not in its cache" in said
+    assert "ladder: 1 trained, 2 skipped, 0 failed" in said
+    ladder.main(["toy"])
+    assert "skip toy/majority: finished, accuracy 0." in capfd.readouterr().out
+
+
+def test_ladder_trains_again_on_other_rows(ladder, task_folder, capfd):
+    folder = task_folder / "runs/toy/majority"
+    folder.mkdir(parents=True)
+    (folder / "metrics.json").write_text(json.dumps({"data": {"sha256": "another"}, "test": {"accuracy": 1.0}}))
+    ladder.main(["toy"])
+    assert "ladder: 1 trained" in capfd.readouterr().out
+    task = parse_recipe(["data/toy.yaml", "--output_dir", "x"], TrainingArguments).task
+    assert json.loads((folder / "metrics.json").read_text())["data"]["sha256"] == load_data(task).sha256
+
+
+def test_ladder_survives_a_failing_run(ladder, task_folder, capfd):
+    (task_folder / "configs/baselines/a-typo.yaml").write_text("linear_model: tfidf\nngram_mx: 2\n")
+    with pytest.raises(SystemExit) as stopped:
+        ladder.main(["toy"])
+    said = capfd.readouterr()
+    assert stopped.value.code == 1
+    assert "failed: toy/a-typo" in said.err and "unknown key `ngram_mx`" in said.err
+    assert (task_folder / "runs/toy/majority/metrics.json").is_file()
+
+
+def test_ladder_takes_a_local_encoder(ladder, task_folder, texts):
+    base = task_folder / "small-bert"
+    save_encoder(base, "bert", texts)
+    rung = next(rung for rung in ladder.ladder(base) if rung.name == "small-bert")
+    assert rung.script == "train_cls.py" and ladder.cannot_run(rung) is None
+    (base / "model.safetensors").unlink()
+    assert "no safetensors" in ladder.cannot_run(rung)
+    with pytest.raises(UserError, match=r"no config\.json"):
+        ladder.ladder(task_folder / "data")
+
+
+def test_every_baseline_goes_to_the_script_that_parses_it(monkeypatch):
+    """Every recipe of the ladder parses with its script's classes, and pins its model to a commit."""
+    monkeypatch.chdir(ROOT)
+    module = script("baselines")
+    classes = {
+        "train_linear.py": (script("train_linear").LinearArguments,),
+        "train_cls.py": (ClassifierArguments, TrainingArguments),
+        "train_sft.py": (RunArguments, SFTConfig, ModelConfig),
+    }
+    rungs = module.ladder(None)
+    assert {"majority", "tfidf", "bert-base", "roberta-base", "t5-base", "tiny", "qwen3-8b"} <= {r.name for r in rungs}
+    for rung in rungs:
+        flags = ["--bf16", "false"] if rung.script == "train_sft.py" else []  # refused where no GPU has it
+        recipe = parse_recipe(["data/sentiment.yaml", str(rung.recipe), *flags], *classes[rung.script])
+        assert recipe.name == rung.name
+        assert rung.model in (None, "tiny") or len(rung.revision) == 40
+        paper_row = recipe.args[0].paper_row
+        assert paper_row is None or paper_row in recipe.task.paper

@@ -1,0 +1,184 @@
+"""Every recipe parses, every mistake in one is named, and nothing is dropped in silence."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT, SMALL, script
+from trl import ModelConfig, SFTConfig
+
+from fintune.errors import UserError
+from fintune.machine import LADDER, check_disk, check_fits, choose_model
+from fintune.recipe import RunArguments, dump_recipe, parse_recipe
+
+TASKS = sorted(ROOT.glob("data/*.yaml"))
+MODELS = sorted(ROOT.glob("configs/*.yaml"))
+OVERLAYS = sorted(ROOT.glob("configs/overlays/*.yaml"))
+
+
+def parse(*argv):
+    return parse_recipe(list(map(str, argv)), RunArguments, SFTConfig, ModelConfig)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("model", MODELS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("overlay", [None, *OVERLAYS], ids=lambda path: path.stem if path else "plain")
+def test_every_combination_parses(task, model, overlay):
+    flags = ["--bf16", "false", "--use_cpu", "true"]  # this test runs on machines without a GPU
+    layers = [task, model] + [overlay] * (overlay is not None)
+    recipe = parse(*layers, *flags)
+    run_args, training_args, model_args = recipe.args
+    assert recipe.task.task == task.stem
+    assert training_args.output_dir == f"runs/{task.stem}/{'-'.join(path.stem for path in layers[1:])}"
+    rows = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
+    assert rows == 12  # the paper's update
+    assert model_args.use_rslora
+    assert model_args.lora_r == 8
+    assert training_args.neftune_noise_alpha == 0.3
+    assert Path(recipe.task.template).is_file()
+    assert run_args.batching == ("padded" if overlay and overlay.stem == "paper-mode" else "shared_prefix")
+
+
+def test_the_paper_recipe_is_the_papers():
+    recipe = parse(ROOT / "data/topic.yaml", ROOT / "configs/qwen3-8b.yaml", "--bf16", "false", "--use_cpu", "true")
+    run_args, training_args, model_args = recipe.args
+    assert (training_args.learning_rate, training_args.num_train_epochs, training_args.max_length) == (5e-5, 3, 360)
+    assert (model_args.lora_dropout, model_args.model_name_or_path) == (0.1, "Qwen/Qwen3-8B")
+    assert recipe.task.paper[run_args.paper_row] == 0.9315
+    assert re.fullmatch(r"[0-9a-f]{40}", model_args.model_revision)
+
+
+@pytest.mark.parametrize(
+    "free,name", [(139, "qwen3-8b"), (39, "qwen3-8b"), (19, "qwen3-8b-qlora"), (7, "qwen3-0.6b"), (0, "tiny")]
+)
+def test_model_auto_chooses_by_free_memory(free, name):
+    chosen, flags, reason = choose_model(free)
+    assert chosen == name
+    assert ("gradient_checkpointing" in flags) == (20 <= free < 40)
+    assert name in reason
+    parse(
+        ROOT / "data/topic.yaml", ROOT / f"configs/{name}.yaml", *flags.split(), "--bf16", "false", "--use_cpu", "true"
+    )
+    needs = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()).get("min_gpu_gib", 0)
+    assert needs <= min([step for step, model, *_ in LADDER if model == name], default=0)
+
+
+def test_the_makefile_words_parse():
+    out = subprocess.run([sys.executable, "-m", "fintune.machine", "auto"], capture_output=True, text=True, cwd=ROOT)
+    assert out.returncode == 0
+    assert "MODEL=auto chose" in out.stderr
+    name = re.match(r"configs/(\S+)\.yaml", out.stdout).group(1)
+    assert ROOT / f"configs/{name}.yaml" in MODELS
+
+
+def test_later_layers_and_flags_win_and_numbers_are_numbers(task_folder):
+    (task_folder / "over.yaml").write_text("learning_rate: 2e-5\nnum_train_epochs: 7\nlora_r: 4\n")
+    recipe = parse("data/toy.yaml", "small.yaml", "over.yaml", *SMALL, "--lora_r", "16")
+    assert recipe.args[1].learning_rate == 2e-5  # a string to YAML
+    assert recipe.args[1].num_train_epochs == 1  # SMALL's flag
+    assert recipe.args[2].lora_r == 16
+    assert recipe.name == "small-over"
+    saved = task_folder / "saved.yaml"
+    saved.write_text(dump_recipe(recipe))
+    again = parse(saved)
+    assert again.args[1].learning_rate == 2e-5
+    assert again.args[2].lora_r == 16
+    assert again.task == recipe.task
+
+
+MISTAKES = {
+    "unknown key": (
+        "learning_rat: 1",
+        r"over.yaml: unknown key `learning_rat`; the nearest known one is learning_rate",
+    ),
+    "unknown task key": ("label: [a, b]", "nearest known one is labels"),
+    "not a number": ("learning_rate: fast", "over.yaml: `learning_rate` is 'fast', which is no float"),
+    "not a whole number": ("lora_r: 8.5", "`lora_r` is 8.5, which is no int"),
+    "not a choice": ("batching: packt", "batching"),
+    "a list for a value": ("lora_r: [8]", "takes one value"),
+    "a value for a list": ("lora_target_modules: q_proj", "takes a list"),
+    "not yes or no": ("use_rslora: perhaps", "which is no yes or no"),
+    "a secret": ("hub_token: hf_abc", "is a secret"),
+    "no mapping": ("- a\n- b", "holds list"),
+    "no YAML": ("a: [", "no valid YAML"),
+    "extends itself": ("extends: over.yaml", "cannot extend itself"),
+    "extends nothing": ("extends: gone.yaml", "gone.yaml: no such recipe file"),
+    "python object": ("learning_rate: !!python/object/apply:os.system ['touch hacked']", "no valid YAML"),
+    "Hugging Face's own refusal": ("eval_strategy: sometimes", "sometimes"),
+}
+
+
+@pytest.mark.parametrize("text,message", MISTAKES.values(), ids=MISTAKES)
+def test_mistakes_in_a_recipe_are_named(task_folder, text, message):
+    (task_folder / "over.yaml").write_text(text)
+    with pytest.raises(UserError, match=message):
+        parse("data/toy.yaml", "small.yaml", "over.yaml", *SMALL)
+    assert not (task_folder / "hacked").exists()
+
+
+@pytest.mark.parametrize(
+    "argv,message",
+    [
+        (
+            ["data/toy.yaml", "small.yaml", "--learning_rat", "1"],
+            "unknown argument --learning_rat; .* --learning_rate",
+        ),
+        (["data/toy.yaml", "small.yaml", "--lora_r", "x"], "--lora.r: invalid int value: 'x'"),
+        (["data/toy.yaml", "gone.yaml"], "gone.yaml: no such recipe file"),
+        (["small.yaml"], "no `task` in any layer"),
+        ([], "no recipe given"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_named(task_folder, argv, message):
+    with pytest.raises(UserError, match=message):
+        parse(*argv)
+
+
+def test_what_cannot_run_is_refused_before_anything_is_fetched(task_folder, monkeypatch):
+    with pytest.raises(UserError, match=r"needs 1e\+06 GiB of free GPU memory, this machine has"):
+        check_fits("Qwen/Qwen3-8B", 1e6, use_cpu=False)
+    check_fits("Qwen/Qwen3-8B", 1e6, use_cpu=True)
+    with pytest.raises(UserError, match=r"GiB of disk free, the run needs 3[0-9]{6}\."):
+        check_disk(task_folder / "runs/a/b", 10**14, 1)
+
+
+TEMPLATES = {
+    "no text": ("Answer!", r"it must use \{\{ text \}\}"),
+    "unknown variable": ("{{ text }} {{ headline }}", "headline"),
+    "syntax": ("{{ text }", "templates/toy.jinja:1: "),
+}
+
+
+@pytest.mark.parametrize("template,message", TEMPLATES.values(), ids=TEMPLATES)
+def test_bad_templates_are_refused(task_folder, template, message):
+    (task_folder / "templates/toy.jinja").write_text(template)
+    with pytest.raises(UserError, match=message):
+        script("train_sft").main(["data/toy.yaml", "small.yaml", *SMALL])
+
+
+def one_line(command: list[str], **kwargs) -> str:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, **kwargs)
+    assert done.returncode == 2, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr.strip().splitlines()[-1]
+
+
+def test_exit_code_two_and_one_line_for_the_user(task_folder):
+    train = str(ROOT / "train_sft.py")
+    assert one_line([train, "data/toy.yaml", "small.yaml", "--lora_q", "1"]).startswith("error: command line: unknown")
+    assert "no finished run" in one_line([str(ROOT / "evaluate.py"), str(task_folder / "data")])
+    assert not (task_folder / "runs").exists()
+
+
+def test_a_model_that_is_not_there_is_named(task_folder):
+    with pytest.raises(UserError, match="model no/such-model cannot be loaded: check the name, or connect"):
+        script("train_sft").main(["data/toy.yaml", "small.yaml", *SMALL, "--model_name_or_path", "no/such-model"])
+    assert not (task_folder / "runs").exists()
+
+
+def test_a_full_disk_is_one_line(task_folder):
+    code = "from fintune.errors import run\nrun(lambda argv: open('/dev/full', 'w').write('x' * 10**6))"
+    assert one_line(["-c", code]).startswith("error: no space left on the disk")
