@@ -1,5 +1,6 @@
 # make train-sentiment | train-topic | train-<your task> | test | lint | dashboard
 # make baselines [TASKS="sentiment topic"] [ENCODER=/path/to/folder] runs every baseline that this machine can.
+# make compare sets the runs side by side: tables, paired tests, runs/report.html (ARGS="--readme README.md --wandb").
 # MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is passed on.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ ENCODER ?=
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: baselines test lint dashboard clean
+.PHONY: baselines compare test lint dashboard clean
 
 train-%: $(READY)
 	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \
@@ -18,6 +19,9 @@ train-%: $(READY)
 
 baselines: $(READY)
 	@$(BIN)/python baselines.py $(TASKS) $(if $(ENCODER),--encoder $(ENCODER))
+
+compare: $(READY)
+	@$(BIN)/python compare.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest tests
