@@ -70,7 +70,7 @@ def test_a_row_cannot_see_its_neighbour(toy, tmp_path):
     trainer, rows = make_trainer(toy, "shared_prefix", tmp_path)
     trainer.model.eval()
     batch = trainer.data_collator(rows[:3])
-    shared, first = trainer.data_collator.shared, len(rows[0]["input_ids"])
+    shared, first = trainer.data_collator.shared, len(rows[0]["input_ids"]) - 1
     assert shared > 10
 
     def first_row(batch):
@@ -89,11 +89,12 @@ def test_positions_continue_from_the_shared_prefix(toy, tmp_path):
     trainer, rows = make_trainer(toy, "shared_prefix", tmp_path)
     batch, shared = trainer.data_collator(rows[:2]), trainer.data_collator.shared
     lengths = [len(row["input_ids"]) for row in rows[:2]]
-    expected = [*range(lengths[0]), *range(shared, lengths[1])]
+    expected = [*range(lengths[0] - 1), *range(shared, lengths[1] - 1)]
     assert batch["position_ids"][0].tolist() == expected
     assert batch["lengths"].tolist() == lengths
-    where = batch["labels"][0] != IGNORE
-    assert batch["labels"][0, where].tolist() == [t for row in rows[:2] for t in row["labels"] if t != IGNORE]
+    assert batch["labels"][0].tolist() == [token for row in rows[:2] for token in row["labels"] if token != IGNORE]
+    read = batch["input_ids"][0, batch["logits_to_keep"][1:]]  # what stands where the second label token is predicted
+    assert read[0] == batch["labels"][0, 0]
 
 
 @pytest.mark.parametrize("batching", ["packed", "shared_prefix"])

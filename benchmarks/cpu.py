@@ -1,0 +1,137 @@
+"""Training and scoring of short texts against the stock ways, on this machine's CPU: `make bench`, about 15 minutes.
+
+The model is a random Qwen3 of 30 million parameters (512 wide, 8 layers, 8 and 4 heads, vocabulary 8,192), so that its
+body and not its vocabulary costs the time; speed does not depend on the weights. Texts are those of the two tasks.
+"""
+
+import json
+import multiprocessing
+import platform
+import resource
+import sys
+import tempfile
+from pathlib import Path
+
+import yaml
+from rich.console import Console
+from rich.table import Table
+from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
+
+sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
+import measure
+
+from fintune import machine
+from fintune.data import load_data
+from fintune.prompt import Prompt
+from fintune.task import absolute_paths, make_task
+from fintune.tiny import train_tokenizer
+
+ROOT = Path(__file__).resolve().parents[1]
+SHAPE = {
+    "hidden_size": 512,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 8,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+ROUNDS, UPDATES, TEXTS, PER_LABEL = 5, 2, 192, 6
+# (what, ours, against, must reach for sentiment and topic)
+GOALS = [
+    ("training", "shared prefix 12 x 1", "stock 3 x 4, checkpointing", (3, 5)),
+    ("training", "shared prefix 12 x 1", "stock 3 x 4", (2, 3)),
+    ("scoring", "label tree", "generate", (2.5, None)),
+    ("scoring", "label tree", "request per label", (None, 35)),
+]
+
+
+def setting(name: str):
+    """(model, prompt, data) of a task, with a vocabulary trained on its own texts."""
+    path = ROOT / f"data/{name}.yaml"
+    task = make_task(absolute_paths(yaml.safe_load(path.read_text()), path.parent), str(path))
+    data = load_data(task, allow_sample=True)
+    tokenizer = train_tokenizer(task, data.splits["train"]["text"], 8192)
+    tokenizer.chat_template = (ROOT / "templates/qwen3-chat.jinja").read_text()
+    set_seed(0)
+    config = Qwen3Config(vocab_size=8192, eos_token_id=tokenizer.eos_token_id, **SHAPE)
+    config.pad_token_id = tokenizer.pad_token_id
+    return Qwen3ForCausalLM(config).eval(), Prompt(task, tokenizer, 360), data
+
+
+def ways_of(name: str, folder: Path) -> dict[str, dict]:
+    model, prompt, data = setting(name)
+    texts = data.splits["test"]["text"][:TEXTS]
+    return {
+        "scoring": measure.scoring(model, prompt, texts, [16, 32, 64], PER_LABEL),
+        "training": measure.training(
+            Qwen3ForCausalLM(model.config), prompt, data.splits["train"], folder, UPDATES, bf16=False
+        ),
+    }
+
+
+def peak_ram(task: str, kind: str, way: str, folder: Path, answers) -> None:
+    """Peak resident memory of one way in a process of its own, less what was there before it, in MiB."""
+    run = ways_of(task, folder)[kind][way]
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    run()
+    answers.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+
+
+def main() -> None:
+    report = {"machine": machine.description(), "model": SHAPE | {"vocab_size": 8192, "dtype": "float32"}, "tasks": {}}
+    for task in ("sentiment", "topic"):
+        with tempfile.TemporaryDirectory() as folder:
+            ways, found = ways_of(task, Path(folder)), {}
+            for kind in ("training", "scoring"):
+                found[kind] = measure.interleaved(ways[kind], ROUNDS)
+            for kind, way in {(kind, way) for kind, ours, *_ in GOALS for way in found[kind]}:
+                answers = multiprocessing.get_context("spawn").Queue()
+                process = multiprocessing.get_context("spawn").Process(
+                    target=peak_ram, args=(task, kind, way, Path(folder), answers)
+                )
+                process.start()
+                found[kind][way]["peak_ram_mib"] = answers.get(timeout=600)
+                process.join()
+        report["tasks"][task] = found
+    report["ratios"] = list(ratios(report))
+    name = f"{platform.node()}.json" if "--name" not in sys.argv else f"{sys.argv[sys.argv.index('--name') + 1]}.json"
+    target = ROOT / "benchmarks/results" / name
+    target.write_text(json.dumps(report, indent=2) + "\n")
+    show(report)
+    print(f"written to {target.relative_to(ROOT)}")
+
+
+def ratios(report: dict):
+    """Each goal with the best of the stock way's batch sizes."""
+    for kind, ours, against, goals in GOALS:
+        for task, goal in zip(report["tasks"], goals, strict=True):
+            found = report["tasks"][task][kind]
+            stock = max((name for name in found if name.startswith(against)), key=lambda name: found[name]["median"])
+            if against == "stock 3 x 4":
+                stock = against
+            yield {
+                "what": f"{kind}, {task}",
+                "against": stock,
+                "ours": found[ours]["median"],
+                "stock": found[stock]["median"],
+                "ratio": found[ours]["median"] / found[stock]["median"],
+                "must_reach": goal,
+                "memory_mib": [found[ours]["peak_ram_mib"], found[stock]["peak_ram_mib"]],
+            }
+
+
+def show(report: dict) -> None:
+    table = Table(title=f"rows per second, {report['machine']['processor']}, {report['machine']['cores']} threads")
+    for column in ("what", "against", "ours", "stock", "ratio", "goal", "memory MiB, ours", "stock"):
+        table.add_column(column, justify="left" if column in ("what", "against") else "right")
+    for row in report["ratios"]:
+        goal = f"{row['must_reach']:g}" if row["must_reach"] else ""
+        memory = [f"{value:.0f}" for value in row["memory_mib"]]
+        figures = [f"{row['ours']:.1f}", f"{row['stock']:.1f}", f"{row['ratio']:.1f}", goal, *memory]
+        table.add_row(row["what"], row["against"], *figures)
+    Console(width=140).print(table)
+
+
+if __name__ == "__main__":
+    main()

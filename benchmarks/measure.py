@@ -1,0 +1,150 @@
+"""What is measured, for any model and machine: training and scoring against the stock ways, interleaved in one process."""
+
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import PreTrainedModel
+from trl import SFTConfig, SFTTrainer
+
+from fintune.prompt import IGNORE, Prompt
+from fintune.scoring import Scorer
+from fintune.trainer import OneLine, OneLineTrainer
+
+LORA = {
+    "r": 8,
+    "lora_alpha": 16,
+    "lora_dropout": 0.1,
+    "use_rslora": True,
+    "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
+}
+UPDATE = 12  # rows
+
+
+def training(model: PreTrainedModel, prompt: Prompt, rows, folder: Path, updates: int, bf16: bool) -> dict[str, Callable]:
+    """Name -> function that runs the same updates (forward, backward, clipping left out) and returns rows done.
+
+    Three trainers share one adapter model: TRL's own with the paper's 3 x 4 and SFTConfig's gradient checkpointing, the
+    same without, and this project's shared prefix at 12 x 1.
+    """
+    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
+    dataset = prompt.training_rows(rows)
+    batches = [list(dataset.select(range(i, i + UPDATE))) for i in range(0, updates * UPDATE, UPDATE)]
+
+    def trainer(batching: str, checkpointing: bool):
+        collator = OneLine.of(batching, dataset)
+        made = (OneLineTrainer if collator else SFTTrainer)(
+            model=model,
+            args=SFTConfig(
+                str(folder), report_to="none", bf16=bf16, gradient_checkpointing=checkpointing, neftune_noise_alpha=0.3
+            ),
+            train_dataset=dataset,
+            data_collator=collator,
+            processing_class=prompt.tokenizer,
+        )
+        made.model.train()
+        return made
+
+    def run(made, rows_at_once: int, checkpointing: bool) -> int:
+        (model.gradient_checkpointing_enable if checkpointing else model.gradient_checkpointing_disable)()
+        for batch in batches:
+            tokens = torch.tensor(sum(label != IGNORE for row in batch for label in row["labels"]))
+            for i in range(0, UPDATE, rows_at_once):
+                made.training_step(model, made.data_collator(batch[i : i + rows_at_once]), tokens.to(model.device))
+            model.zero_grad()
+        return len(batches) * UPDATE
+
+    stock, shared = trainer("padded", True), trainer("shared_prefix", False)
+    return {
+        "stock 3 x 4, checkpointing": lambda: run(stock, 3, True),
+        "stock 3 x 4": lambda: run(stock, 3, False),
+        "shared prefix 12 x 1": lambda: run(shared, 12, False),
+    }
+
+
+def scoring(model: PreTrainedModel, prompt: Prompt, texts: list[str], batch_sizes: list[int], per_label: int) -> dict:
+    """Name -> function that scores texts and returns rows done.
+
+    Args:
+        batch_sizes: tried by the stock ways; the report keeps the best of each.
+        per_label: rows of the slow way, one request per label.
+    """
+    scorer = Scorer(model, prompt)
+    ways = {"label tree": lambda: len(scorer.probabilities(texts))}
+    for size in batch_sizes:
+        ways[f"generate, batch {size}"] = lambda size=size: generate(model, prompt, texts, size)
+        ways[f"request per label, batch {size}"] = lambda size=size: requests(model, prompt, texts[:per_label], size)
+    return ways
+
+
+def generate(model: PreTrainedModel, prompt: Prompt, texts: list[str], batch: int) -> int:
+    """Greedy generation and parsing, sorted by length, padded on the left: what peers do for a label alone."""
+    prompts = sorted(prompt.encode(texts), key=len, reverse=True)
+    read = 0
+    for i in range(0, len(prompts), batch):
+        ids, mask = _left_padded(prompts[i : i + batch], prompt.tokenizer.pad_token_id, model.device)
+        with torch.no_grad():
+            out = model.generate(
+                input_ids=ids,
+                attention_mask=mask,
+                max_new_tokens=max(map(len, prompt.label_ids)),
+                do_sample=False,
+                pad_token_id=prompt.tokenizer.pad_token_id,
+                eos_token_id=prompt.tokenizer.eos_token_id,
+            )
+        read += len(prompt.tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True))
+    return read
+
+
+def requests(model: PreTrainedModel, prompt: Prompt, texts: list[str], batch: int) -> int:
+    """One sequence for each text and label, sorted by length, all logits: as lm-evaluation-harness does it."""
+    wanted = [(ids, label) for ids in prompt.encode(texts) for label in prompt.label_ids]
+    wanted.sort(key=lambda pair: -len(pair[0] + pair[1]))
+    total = 0.0
+    for i in range(0, len(wanted), batch):
+        part = wanted[i : i + batch]
+        rows = [torch.tensor(ids + label[:-1]) for ids, label in part]
+        ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True).to(model.device)
+        with torch.no_grad():
+            log_probs = model(input_ids=ids, use_cache=False).logits.log_softmax(-1, dtype=torch.float32)
+        for row, (prompt_ids, label) in enumerate(part):
+            at = torch.arange(len(label), device=ids.device) + len(prompt_ids) - 1
+            total += log_probs[row, at, torch.tensor(label, device=ids.device)].sum().item()
+    return len(texts)
+
+
+def _left_padded(prompts: list[list[int]], pad: int, device) -> tuple[torch.Tensor, torch.Tensor]:
+    longest = max(map(len, prompts))
+    ids = torch.tensor([[pad] * (longest - len(p)) + p for p in prompts], device=device)
+    mask = torch.tensor([[0] * (longest - len(p)) + [1] * len(p) for p in prompts], device=device)
+    return ids, mask
+
+
+def interleaved(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, dict]:
+    """Rows per second of each way: one warm-up, then rounds in which every way takes its turn.
+
+    Returns:
+        name -> median, low and high rows per second over the rounds, and peak GPU memory in GiB where there is a GPU.
+    """
+    speeds: dict[str, list[float]] = {name: [] for name in ways}
+    peaks: dict[str, float] = {}
+    on_gpu = torch.cuda.is_available()
+    for turn in range(rounds + 1):
+        for name, run in ways.items():
+            if on_gpu:
+                torch.cuda.reset_peak_memory_stats()
+            started = time.perf_counter()
+            rows = run()
+            if on_gpu:
+                torch.cuda.synchronize()
+                peaks[name] = torch.cuda.max_memory_allocated() / 2**30
+            if turn:
+                speeds[name].append(rows / (time.perf_counter() - started))
+    return {
+        name: {"median": statistics.median(found), "low": min(found), "high": max(found)}
+        | ({"peak_gpu_gib": peaks[name]} if on_gpu else {})
+        for name, found in speeds.items()
+    }
