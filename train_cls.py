@@ -1,0 +1,69 @@
+"""Fine-tune an encoder (BERT, RoBERTa, ModernBERT, T5, ...) to label financial text: the baselines, by HF's Trainer.
+
+    python train_cls.py data/sentiment.yaml configs/baselines/bert-base.yaml [overlay.yaml ...] [--seed 1 ...]
+
+The sibling of train_sft.py: same rows, splits, metrics and files. The epoch that is best on validation is kept.
+"""
+
+from pathlib import Path
+
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
+
+from fintune import classifier, machine, runs, tracking
+from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, interruptible
+from fintune.classifier import ClassifierArguments, PlainText
+from fintune.data import load_data
+from fintune.errors import run
+from fintune.recipe import parse_recipe
+
+
+def main(argv: list[str]) -> None:
+    recipe = parse_recipe(argv, ClassifierArguments, TrainingArguments)
+    task, (model_args, training_args) = recipe.task, recipe.args
+    folder, base = Path(training_args.output_dir), model_args.model_name_or_path
+    machine.check_fits(base, model_args.min_gpu_gib, training_args.use_cpu)
+    tracking.prepare(recipe, training_args)
+
+    # Rows, and the one function that turns them into token ids
+    data = load_data(task, allow_sample=Path(base).is_dir())
+    tokenizer = runs.load_tokenizer(base, model_args.model_revision, None)
+    classifier.check_tokenizer(tokenizer, base, model_args.model_revision, data.splits["train"]["text"])
+    model = classifier.load_classifier(model_args, base, task, training_args.device, training_args.seed)
+    prompt = PlainText(tokenizer, model.config, model_args.max_length)
+    train_dataset = prompt.training_rows(data.splits["train"])
+    eval_dataset = prompt.training_rows(data.splits["validation"])
+    print(f"data: {data.summary()}, {prompt.cut_texts} texts cut to {model_args.max_length} tokens")
+    print(f"one row:\n{prompt.show(train_dataset[0])} -> {task.names[train_dataset[0]['labels']]}")
+
+    # The method: cross-entropy on the label, every weight trained, until validation accuracy stops rising
+    trainer = Trainer(
+        model=model,
+        args=training_args,
+        train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
+        data_collator=DataCollatorWithPadding(tokenizer),
+        processing_class=tokenizer,
+        compute_metrics=classifier.accuracy,
+        preprocess_logits_for_metrics=classifier.label_logits,
+    )
+    keeper = KeepCheckpoints(recipe.stated | {"data": data.sha256})
+    trainer.add_callback(keeper)
+    trainer.add_callback(EarlyStoppingCallback(model_args.early_stopping_patience))
+    summary = runs.model_summary(trainer.model, base, model_args)
+    machine.check_disk(folder, summary["trained_parameters"], training_args.save_total_limit)
+    print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
+    with interruptible(trainer, keeper):
+        output = trainer.train(checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe))
+
+    # The score: probabilities of the labels on the test split, set beside the paper's figure
+    metrics, predictions = classifier.evaluate_classifier(task, data, prompt, trainer.model)
+    training = {**output.metrics, "updates": output.global_step, "log": trainer.state.log_history}
+    training |= {"best_update": trainer.state.best_global_step, "best_eval_accuracy": trainer.state.best_metric}
+    result = runs.make_result(recipe, data, metrics, model=summary, training=training)
+    runs.save_run(folder, recipe, result, predictions, trainer.model, tokenizer)
+    tracking.log_result(recipe, training_args, result, predictions)
+    runs.print_result(result)
+
+
+if __name__ == "__main__":
+    run(main)
