@@ -12,6 +12,7 @@ from fintune.errors import UserError
 from fintune.task import Task
 
 IGNORE = -100  # label id that the loss skips
+NO_THINK = " /no_think"  # the paper's tag at the end of a user turn; words of Qwen3's, noise to any other model
 
 
 class Prompt:
@@ -35,6 +36,7 @@ class Prompt:
         self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
         self.cut_texts = 0
         self._template = _user_turn(task)
+        self._leave_out = "" if "enable_thinking" in str(tokenizer.chat_template) else NO_THINK
         if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
             raise UserError(f"{tokenizer.name_or_path}: no chat template or no end token; set `chat_template_path`")
         if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -92,6 +94,7 @@ class Prompt:
 
     def _render(self, texts: list[str]) -> list[list[int]]:
         turns = [self._template.render(text=text.strip(), labels=self.task.names) for text in texts]
+        turns = [turn.removesuffix(self._leave_out) for turn in turns]
         return self.tokenizer.apply_chat_template(
             [[{"role": "user", "content": turn}] for turn in turns],
             add_generation_prompt=True,
@@ -110,7 +113,10 @@ class Prompt:
                 return ids
 
     def _ids_of(self, name: str) -> list[int]:
-        return self.tokenizer(name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        """Read behind a line break: SentencePiece would put a space in front of what it takes for a first word."""
+        line_break = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer("\n" + name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids[len(line_break) :]
 
     def _check_labels(self) -> None:
         """The label must tokenise alone as it does behind the prompt, and no label may spell another."""

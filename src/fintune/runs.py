@@ -29,6 +29,7 @@ from transformers import (
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from fintune import machine
+from fintune.baichuan import as_llama
 from fintune.checkpoints import sha256, write_json, write_text
 from fintune.data import TaskData
 from fintune.errors import UserError
@@ -161,7 +162,10 @@ def load_tokenizer(base: str, revision: str, chat_template_path: str | None) -> 
         UserError: the model is missing or gated.
     """
     with missing_model(base):
-        tokenizer = AutoTokenizer.from_pretrained(base, revision=revision)
+        folder, revision = as_llama(base, revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token  # LLaMA has none; padding with the end token would mask the end
     if chat_template_path:
         tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
     return tokenizer
@@ -176,9 +180,10 @@ def load_model(
         UserError: the model is missing, gated or no causal language model in safetensors; the adapter does not fit.
     """
     with missing_model(base):
+        folder, revision = as_llama(base, model_args.model_revision)
         model = AutoModelForCausalLM.from_pretrained(
-            base,
-            revision=model_args.model_revision,
+            folder,
+            revision=revision,
             dtype=model_args.dtype,
             attn_implementation=model_args.attn_implementation or machine.attention(),
             quantization_config=get_quantization_config(model_args),
