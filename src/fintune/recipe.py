@@ -5,6 +5,7 @@
 A file may begin from another with `extends: other.yaml` and then states only its difference.
 """
 
+import argparse
 import difflib
 import json
 from dataclasses import dataclass, field
@@ -155,7 +156,7 @@ def _typed(action, value: object, path: str) -> object:
     for item in value if many else [value]:
         try:
             typed.append(action.type(str(item)) if action.type else item)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, argparse.ArgumentTypeError) as error:
             raise UserError(f"{path}: `{action.dest}` is {item!r}, which is no {_type_name(action)}") from error
         if action.choices and typed[-1] not in action.choices:
             raise UserError(f"{path}: `{action.dest}` is {item!r}; choose from {', '.join(map(str, action.choices))}")
