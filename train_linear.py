@@ -70,7 +70,7 @@ def main(argv: list[str]) -> None:
         candidate = build(linear_args, C).fit(train["text"], train["label"])
         accuracy = float((candidate.predict(validation["text"]) == validation["label"]).mean())
         log.append({"C": C, "eval_accuracy": accuracy})
-        print(f"C {C}: {accuracy:.4f} on validation")
+        print(f"validation: accuracy {accuracy:.4f} with C {C}")
         if accuracy > best:
             model, best = candidate, accuracy
     training = {"train_runtime": time.perf_counter() - started, "log": log, "best_eval_accuracy": best}
