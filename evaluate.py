@@ -31,7 +31,8 @@ def main(argv: list[str]) -> None:
     folder = Path(args.target)
 
     if args.task:
-        recipe = parse_recipe([args.task, "--model_name_or_path", args.target, *SCORING, "--report_to", "wandb", *flags], *ARGS)
+        named = [args.task, "--model_name_or_path", args.target, "--report_to", "wandb"]
+        recipe = parse_recipe([*named, *SCORING, *flags], *ARGS)
         recipe.name = f"{folder.name.lower()}-zero-shot"
         base, adapter, trained = args.target, None, {}
         folder = Path("runs", recipe.task.task, recipe.name)

@@ -1,4 +1,4 @@
-"""What is measured, for any model and machine: training and scoring against the stock ways, interleaved in one process."""
+"""Training and scoring against the stock ways, for any model and machine, interleaved in one process."""
 
 import statistics
 import time
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
@@ -24,11 +25,11 @@ LORA = {
 UPDATE = 12  # rows
 
 
-def training(model: PreTrainedModel, prompt: Prompt, rows, folder: Path, updates: int, bf16: bool) -> dict[str, Callable]:
-    """Name -> function that runs the same updates (forward, backward, clipping left out) and returns rows done.
+def training(model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path, updates: int, bf16: bool) -> dict:
+    """Name -> function that runs the same updates (forward and backward, no optimiser) and returns rows done.
 
-    Three trainers share one adapter model: TRL's own with the paper's 3 x 4 and SFTConfig's gradient checkpointing, the
-    same without, and this project's shared prefix at 12 x 1.
+    Three trainers share one adapter model: TRL's own with the paper's 3 x 4 and SFTConfig's gradient checkpointing,
+    the same without, and this project's shared prefix at 12 x 1.
     """
     model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
     dataset = prompt.training_rows(rows)

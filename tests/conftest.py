@@ -46,10 +46,10 @@ def task_folder(tmp_path, monkeypatch):
     (tmp_path / "templates/toy.jinja").write_text(
         "Where does it go? One of: {{ labels | join('; ') }}.\n\n{{ text }} /no_think"
     )
-    small = "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, num_key_value_heads: 2, "
+    small = "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 2, num_attention_heads: 4, "
     (tmp_path / "small.yaml").write_text(
         f"extends: {ROOT}/configs/tiny.yaml\ntiny_vocab_size: 500\nsave_strategy: 'no'\n"
-        f"tiny_config: {small}head_dim: 8, tie_word_embeddings: true}}\n"
+        f"tiny_config: {small}num_key_value_heads: 2, head_dim: 8, tie_word_embeddings: true}}\n"
     )
     return tmp_path
 

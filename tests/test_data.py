@@ -46,7 +46,7 @@ def test_more_rows_move_few_of_the_others(task_folder):
 
 def test_near_duplicates_stay_on_one_side(task_folder):
     texts = [
-        f"Company {name} said that quarterly operating profit rose to EUR {number} mn from EUR {number + 3} mn a year ago"
+        f"Company {name} said that its operating profit rose to EUR {number} mn from EUR {number + 3} mn a year ago"
         for name in ("Alder", "Birch", "Cedar", "Elm", "Fir", "Hazel", "Larch", "Maple")
         for number in range(8)
     ]
@@ -172,7 +172,7 @@ def test_the_sample_stands_in_only_where_allowed(name, monkeypatch):
     with pytest.raises(UserError, match="out of reach"):
         load_data(task)
     monkeypatch.setenv("FINTUNE_DATA", "/nowhere")
-    with pytest.raises(UserError, match="/nowhere/.*no such file"):
+    with pytest.raises(UserError, match=r"/nowhere/.*no such file"):
         load_data(task, allow_sample=True)
 
 

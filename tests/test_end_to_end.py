@@ -143,7 +143,7 @@ def test_damaged_checkpoints_are_skipped_and_a_changed_recipe_is_refused(task_fo
     shutil.rmtree(older)
     train([*TOY, *flags])
     assert "training starts from the beginning" in capsys.readouterr().out
-    with pytest.raises(UserError, match="`learning_rate` was .* when it was saved and is 0.01 now"):
+    with pytest.raises(UserError, match=r"`learning_rate` was .* when it was saved and is 0.01 now"):
         train([*TOY, *flags, "--learning_rate", "0.01"])
 
 
@@ -164,17 +164,13 @@ def test_sigterm_leaves_a_checkpoint_and_exit_code_143(task_folder):
     assert list((task_folder / "long").glob("checkpoint-*/manifest.json"))
 
 
-def test_a_model_named_on_the_hub_loads_from_the_hub_cache(task_folder, train, toy, monkeypatch):
+def test_a_model_named_on_the_hub_loads_from_the_hub_cache(task_folder, toy):
     """A stand-in for Qwen/Qwen3-8B in a cache folder of that name: the ordinary Hub code finds it offline."""
     revision = yaml.safe_load((ROOT / "configs/qwen3-8b.yaml").read_text())["model_revision"]
     cache = task_folder / "hub"
     snapshot = cache / "models--Qwen--Qwen3-8B/snapshots" / revision
     shutil.copytree(task_folder / "base", snapshot)
     toy[2].tokenizer.save_pretrained(snapshot)
-    code = f"""
-import sys; sys.argv[1:] = {["data/toy.yaml", f"{ROOT}/configs/qwen3-8b.yaml", *SMALL]!r}
-import runpy; runpy.run_path({str(ROOT / "train_sft.py")!r}, run_name="__main__")
-"""
     flags = ["--use_cpu", "true", "--bf16", "false"]
     environment = {**os.environ, "HF_HUB_CACHE": str(cache), "HF_HUB_OFFLINE": "1"}
     command = [sys.executable, str(ROOT / "train_sft.py"), "data/toy.yaml", f"{ROOT}/configs/qwen3-8b.yaml", *SMALL]
@@ -207,7 +203,7 @@ def test_wandb_records_offline_with_texts_only_where_allowed(task_folder, train,
         text = "task: toy\nlabels: [Up, Up or down, Down]\nfiles: {all: toy.csv}\n"
         (task_folder / "data/toy.yaml").write_text(text + f"log_texts: {str(allowed).lower()}\n")
         train([*TOY, "--report_to", "wandb", "--output_dir", f"run-{allowed}"])
-        [folder] = [path for path in (task_folder / "wandb").glob("offline-run-*")]
+        [folder] = list((task_folder / "wandb").glob("offline-run-*"))
         content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
         [first, *_] = (task_folder / f"run-{allowed}/predictions.jsonl").read_text().splitlines()
         assert (json.loads(first)["text"].encode() in content) == allowed

@@ -16,6 +16,7 @@ from fintune.recipe import RunArguments, dump_recipe, parse_recipe
 
 TASKS = sorted(ROOT.glob("data/*.yaml"))
 MODELS = sorted(ROOT.glob("configs/*.yaml"))
+BASELINES = sorted(ROOT.glob("configs/baselines/*.yaml"))
 OVERLAYS = sorted(ROOT.glob("configs/overlays/*.yaml"))
 
 

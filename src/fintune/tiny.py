@@ -5,6 +5,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
 
+from fintune.prompt import NO_THINK
 from fintune.recipe import RunArguments
 from fintune.task import Task
 
@@ -59,7 +60,7 @@ def train_tokenizer(task: Task, texts: list[str], vocab_size: int) -> PreTrained
         show_progress=False,
     )
     # the instruction and the labels stand in every row, so their words should be whole: weigh them like frequent words
-    frame = [Path(task.template).read_text(encoding="utf-8"), *task.names, " /no_think", "user", "assistant"]
+    frame = [Path(task.template).read_text(encoding="utf-8"), *task.names, NO_THINK, "user", "assistant"]
     tokenizer.train_from_iterator([*texts, *frame * 50], trainer)
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     tokenizer.add_tokens(CONTROL_TOKENS)
