@@ -48,9 +48,8 @@ def build(args: LinearArguments, C: float):
         return DummyClassifier(strategy="prior")
     features = TfidfVectorizer(preprocessor=words, ngram_range=(1, args.ngram_max), sublinear_tf=True)
     one = LogisticRegression(C=C, solver="liblinear", dual=True, tol=0.1, max_iter=1000)
-    return make_pipeline(
-        features, OneVsRestClassifier(one)
-    )  # 20 small problems: seconds, where one of 20 takes a minute
+    # 20 small problems take seconds, one of 20 classes a minute
+    return make_pipeline(features, OneVsRestClassifier(one))
 
 
 def main(argv: list[str]) -> None:
