@@ -1,6 +1,7 @@
 # make train-sentiment | train-topic | train-<your task> | test | lint | dashboard
 # make baselines [TASKS="sentiment topic"] [ENCODER=/path/to/folder] runs every baseline that this machine can.
 # make compare sets the runs side by side: tables, paired tests, runs/report.html (ARGS="--readme README.md --wandb").
+# make bench measures training and scoring against the stock ways on this machine's CPU, 15 minutes.
 # MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is passed on.
 
 PYTHON ?= python3
@@ -11,7 +12,7 @@ ENCODER ?=
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: baselines compare test lint dashboard clean
+.PHONY: baselines bench compare test lint dashboard
 
 train-%: $(READY)
 	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \
@@ -22,6 +23,9 @@ baselines: $(READY)
 
 compare: $(READY)
 	@$(BIN)/python compare.py $(ARGS)
+
+bench: $(READY)
+	$(BIN)/python benchmarks/cpu.py $(ARGS)
 
 test: $(READY)
 	$(BIN)/python -m pytest tests

@@ -10,6 +10,7 @@ import shutil
 import time
 import warnings
 from dataclasses import replace
+from errno import ENOSPC
 from pathlib import Path
 
 import numpy as np
@@ -214,7 +215,7 @@ class missing_model:
         return self
 
     def __exit__(self, kind, error, trace):
-        if not isinstance(error, OSError | ValueError | SafetensorError):
+        if not isinstance(error, OSError | ValueError | SafetensorError) or getattr(error, "errno", None) == ENOSPC:
             return
         text = str(error)
         if "gated" in text.lower() or "401" in text or "403" in text:
@@ -256,6 +257,10 @@ def load_result(folder: Path) -> dict:
     if not ((folder / "recipe.yaml").is_file() and (folder / "metrics.json").is_file()):
         raise UserError(
             f"{folder}: no finished run (recipe.yaml, metrics.json); to score a model, add --task data/X.yaml"
+        )
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder}: no language model's run; train_cls.py and train_linear.py score their own at the end"
         )
     try:
         result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
