@@ -53,9 +53,11 @@ def main(argv: list[str]) -> None:
 
     summary = trained.get("model") or runs.model_summary(model, base, model_args)
     result = runs.make_result(recipe, data, metrics, args.split, model=summary, training=trained.get("training"))
-    runs.save_result(folder, result, predictions, "" if args.split == "test" else f"-{args.split}")
-    tracking.log_result(recipe, training_args, result, predictions)
+    result |= {key: trained[key] for key in ("machine", "peak_memory_gib") if key in trained}  # those of the training
+    suffix = ("" if args.split == "test" else f"-{args.split}") + ("-flags" if trained and flags else "")
+    runs.save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe
     runs.print_result(result)
+    tracking.log_result(recipe, training_args, result, predictions)
 
 
 if __name__ == "__main__":

@@ -52,17 +52,19 @@ def main(argv: list[str]) -> None:
     summary = runs.model_summary(trainer.model, base, model_args)
     machine.check_disk(folder, summary["trained_parameters"], training_args.save_total_limit)
     print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
+    checkpoint = checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe)
     with interruptible(trainer, keeper):
-        output = trainer.train(checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe))
+        output = trainer.train(checkpoint)
 
     # The score: probabilities of the labels on the test split, set beside the paper's figure
     metrics, predictions = classifier.evaluate_classifier(task, data, prompt, trainer.model)
-    training = {**output.metrics, "updates": output.global_step, "log": trainer.state.log_history}
+    training = {**output.metrics, "updates": output.global_step, "resumed_from": checkpoint}
+    training["log"] = trainer.state.log_history
     training |= {"best_update": trainer.state.best_global_step, "best_eval_accuracy": trainer.state.best_metric}
     result = runs.make_result(recipe, data, metrics, model=summary, training=training)
     runs.save_run(folder, recipe, result, predictions, trainer.model, tokenizer)
-    tracking.log_result(recipe, training_args, result, predictions)
     runs.print_result(result)
+    tracking.log_result(recipe, training_args, result, predictions)
 
 
 if __name__ == "__main__":

@@ -80,8 +80,8 @@ def main(argv: list[str]) -> None:
     metrics, predictions = runs.score_split(task, data, "test", probabilities, time.perf_counter() - started)
     result = runs.make_result(recipe, data, metrics, model=summary(model, linear_args), training=training)
     runs.save_run(folder, recipe, result, predictions)
-    tracking.log_result(recipe, linear_args, result, predictions)
     runs.print_result(result)
+    tracking.log_result(recipe, linear_args, result, predictions)
 
 
 def summary(model, args: LinearArguments) -> dict:

@@ -29,7 +29,7 @@ def main(argv: list[str]) -> None:
     # Rows, and the one function that turns them into token ids
     data = load_data(task, allow_sample=base == TINY)
     if base == TINY:
-        base = build_tiny(folder / "base", task, data.splits["train"]["text"], run_args, training_args)
+        base = build_tiny(folder / "staging/base", task, data.splits["train"]["text"], run_args, training_args)
     tokenizer = runs.load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(task, tokenizer, training_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"])
@@ -57,16 +57,18 @@ def main(argv: list[str]) -> None:
     summary = runs.model_summary(trainer.model, base, model_args)
     machine.check_disk(folder, summary["trained_parameters"], training_args.save_total_limit)
     print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
+    checkpoint = checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe)
     with interruptible(trainer, keeper):
-        output = trainer.train(checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe))
+        output = trainer.train(checkpoint)
 
     # The score: exact probabilities of whole labels on the test split, set beside the paper's figure
     metrics, predictions = runs.evaluate_model(task, data, prompt, trainer.model)
-    training = {**output.metrics, "updates": output.global_step, "log": trainer.state.log_history}
+    training = {**output.metrics, "updates": output.global_step, "resumed_from": checkpoint}
+    training["log"] = trainer.state.log_history
     result = runs.make_result(recipe, data, metrics, model=summary, training=training)
     runs.save_run(folder, recipe, result, predictions, trainer.model, tokenizer)
-    tracking.log_result(recipe, training_args, result, predictions)
     runs.print_result(result)
+    tracking.log_result(recipe, training_args, result, predictions)
 
 
 if __name__ == "__main__":

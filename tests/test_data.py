@@ -110,6 +110,7 @@ BAD = {
     "wrong encoding": (HEAD.encode() + "Zürich,Up\n".encode("latin-1"), "toy.csv:62: not utf-8"),
     "missing class": ("text,label\n" + "a b c,Up\nd e f,Down\n" * 30, "no row of class"),
     "no rows": ("text,label\n", "toy.csv: no rows"),
+    "open quote in the header": ('"text,label\n', "toy.csv:1: .*no valid CSV"),
     "empty file": ("", "column 'text' stands 0 times"),
 }
 
@@ -138,9 +139,13 @@ TASKS = {
     "one label": ({"labels": ["Up"]}, "at least two"),
     "same name": ({"labels": {"a": "Up", "b": "Up"}}, "repeated name"),
     "unknown split": ({"files": {"dev": "toy.csv"}}, r"names \['dev'\]"),
+    "all and train": ({"files": {"all": "toy.csv", "train": "toy.csv"}}, r"names \['all', 'train'\]"),
+    "share that is no number": ({"split": {"test": "10%"}}, "cuts off 0.1 and '10%'"),
+    "shares of more than all": ({"split": {"test": 0.6, "validation": 0.5}}, "below 1"),
+    "a string for a switch": ({"log_texts": "no"}, "takes true or false"),
     "unknown file key": ({"files": {"all": {"path": "x", "sha": "y"}}}, "sha256"),
     "unpinned hub": ({"hub": "a/b"}, "pin the commit"),
-    "unknown split key": ({"split": {"share": 1}}, "known are"),
+    "unknown split key": ({"split": {"share": 1}}, "known keys are"),
 }
 
 

@@ -125,6 +125,18 @@ def test_a_resumed_run_equals_an_uninterrupted_one(task_folder, train):
     assert not same(trained(task_folder / "whole"), trained(task_folder / "other"))
 
 
+def test_an_unfinished_run_is_neither_resumed_nor_removed_unasked(task_folder, train):
+    flags = [*TOY, "--save_strategy", "epoch"]
+    train(flags)
+    run = task_folder / "runs/toy/small"
+    (run / "metrics.json").unlink()
+    with pytest.raises(UserError, match="an unfinished run is here"):
+        train(flags)
+    assert (run / "checkpoint-7/manifest.json").is_file()
+    train([*flags, "--resume_from_checkpoint", "false"])
+    assert (run / "metrics.json").is_file()
+
+
 def test_damaged_checkpoints_are_skipped_and_a_changed_recipe_is_refused(task_folder, train, capsys):
     flags = ["--num_train_epochs", "2", "--save_strategy", "epoch", "--resume_from_checkpoint", "true"]
     train([*TOY, *flags])

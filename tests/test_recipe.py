@@ -129,6 +129,7 @@ def test_mistakes_in_a_recipe_are_named(task_folder, text, message):
         ),
         (["data/toy.yaml", "small.yaml", "--lora_r", "x"], "--lora.r: invalid int value: 'x'"),
         (["data/toy.yaml", "gone.yaml"], "gone.yaml: no such recipe file"),
+        (["data/toy.yaml", "small.yaml", "--hub_token", "hf_x"], "command line: `hub_token` is a secret"),
         (["small.yaml"], "no `task` in any layer"),
         ([], "no recipe given"),
     ],
@@ -136,6 +137,12 @@ def test_mistakes_in_a_recipe_are_named(task_folder, text, message):
 def test_mistakes_on_the_command_line_are_named(task_folder, argv, message):
     with pytest.raises(UserError, match=message):
         parse(*argv)
+
+
+def test_a_seed_has_a_folder_of_its_own(task_folder):
+    recipe = parse("data/toy.yaml", "small.yaml", "--seed", "7")
+    assert recipe.args[1].output_dir == "runs/toy/small-seed7"
+    assert recipe.stated["seed"] == 7
 
 
 def test_what_cannot_run_is_refused_before_anything_is_fetched(task_folder, monkeypatch):

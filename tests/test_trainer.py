@@ -66,6 +66,22 @@ def test_one_line_equals_three_by_four_of_stock_trl(toy, tmp_path, batching):
             assert (gradient - expected[name]).abs().max() / scale < 1e-4, name
 
 
+@pytest.mark.parametrize("batching", ["packed", "shared_prefix"])
+def test_an_update_of_the_trainer_equals_stock_trls(toy, tmp_path, batching):
+    """Through train() itself, which counts the label tokens that the loss is divided by."""
+    figures = {}
+    for way, steps in (("padded", 4), (batching, 1), (batching, 3)):
+        model = type(toy[3]).from_pretrained(tmp_path / "base")
+        once = {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "gradient_accumulation_steps": steps}
+        trainer, _ = make_trainer((*toy[:3], model), way, tmp_path, **once, per_device_train_batch_size=12 // steps)
+        trainer.train()
+        first = trainer.state.log_history[0]
+        figures[way, steps] = (first["loss"], first["grad_norm"])
+    stock = figures.pop(("padded", 4))
+    for found in figures.values():
+        assert found == pytest.approx(stock, rel=1e-4)
+
+
 def test_a_row_cannot_see_its_neighbour(toy, tmp_path):
     trainer, rows = make_trainer(toy, "shared_prefix", tmp_path)
     trainer.model.eval()

@@ -85,14 +85,22 @@ def checkpoint_to_resume(folder: Path, wanted: str | None, recipe: dict) -> str 
     """The newest whole checkpoint, each half-written or damaged one skipped by name; None to start from nothing.
 
     Args:
-        wanted: `resume_from_checkpoint` as stated: a folder, or `true` for the newest.
+        wanted: `resume_from_checkpoint` as stated: a folder, `true` for the newest, `false` to begin anew.
 
     Raises:
-        UserError: the named checkpoint is damaged, or the recipe changed since it was saved.
+        UserError: the named checkpoint is damaged, the recipe changed since it was saved, or nothing was said and an
+            unfinished run is there.
     """
+    ours = [path for path in _checkpoints(folder) if (path / MANIFEST).is_file()]
+    if wanted is None and ours and not (folder / "metrics.json").exists():
+        raise UserError(
+            f"{ours[0]}: an unfinished run is here; go on with --resume_from_checkpoint true, or throw it away with "
+            "--resume_from_checkpoint false"
+        )
     if wanted is None or wanted.lower() in ("false", "no"):
-        for old in _checkpoints(folder):
-            shutil.rmtree(old)  # of an earlier run into this folder: a later resume must not take them for its own
+        for old in ours:  # a later resume must not take an earlier run's for its own
+            print(f"removed: {old}, of an earlier run")
+            shutil.rmtree(old)
         return None
     newest = wanted.lower() in ("true", "yes")
     for path in _checkpoints(folder) if newest else [Path(wanted)]:

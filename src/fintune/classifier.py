@@ -147,7 +147,7 @@ def load_classifier(
     names = task.names
     set_seed(seed)
     with runs.missing_model(base):
-        stored = AutoConfig.from_pretrained(base, revision=model_args.model_revision)
+        stored = AutoConfig.from_pretrained(base, revision=model_args.model_revision, trust_remote_code=False)
         model, loading = AutoModelForSequenceClassification.from_pretrained(
             base,
             revision=model_args.model_revision,
@@ -158,6 +158,7 @@ def load_classifier(
             dtype=torch.float32,  # as stored, without this
             attn_implementation="sdpa",
             use_safetensors=True,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # another task's head; checked below
             output_loading_info=True,
         )

@@ -120,7 +120,7 @@ def _fetch(task: Task, allow_sample: bool) -> tuple[str, dict[str, DataFile], di
         )
     try:
         return "hub", task.files, {split: _hub_bytes(task, file) for split, file in task.files.items()}
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
         if not (allow_sample and task.sample):
             raise UserError(
                 f"{task.task}: the Hub's {task.hub} is out of reach ({type(error).__name__}); connect, or set "
@@ -136,7 +136,10 @@ def _file_bytes(file: DataFile, path: Path) -> bytes:
     try:
         return _checked(file, path.read_bytes(), str(path))
     except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path}: no such file; FINTUNE_DATA or the path in the task's YAML is wrong") from error
+        place = (
+            "the folder FINTUNE_DATA lacks it" if os.environ.get("FINTUNE_DATA") else "mend `files` in the task's YAML"
+        )
+        raise UserError(f"{path}: no such file; {place}") from error
 
 
 def _hub_bytes(task: Task, file: DataFile) -> bytes:
@@ -163,15 +166,16 @@ def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
     name = Path(file.path).name
     try:
         text = content.decode(file.encoding)
+    except LookupError as error:
+        raise UserError(f"{name}: encoding {file.encoding!r} is unknown; take one that Python knows") from error
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
         raise UserError(
             f"{name}:{line}: not {file.encoding} ({error.reason}); convert it, or set `encoding`"
         ) from error
     read = _read_at_lines if name.endswith(".txt") else _read_csv
-    ids = {value: label for label, value in enumerate(task.labels)} | {
-        label_name: label for label, label_name in enumerate(task.names)
-    }
+    ids = {label_name: label for label, label_name in enumerate(task.names)}
+    ids |= {value: label for label, value in enumerate(task.labels)}  # what the file holds wins over a name
     rows = []
     for line, row_text, value in read(task, text, name):
         if not row_text.strip():
@@ -201,7 +205,7 @@ def _read_at_lines(task: Task, text: str, name: str):
 
 def _read_csv(task: Task, text: str, name: str):
     """Cells stay text: \"NA\" and \"007\" are headlines like any other, where pandas would read a gap and a 7."""
-    reader = csv.reader(io.StringIO(text, newline=""), strict=True)
+    reader, start = csv.reader(io.StringIO(text, newline=""), strict=True), 1
     csv.field_size_limit(len(text) + 1)
     try:
         header = next(reader, [])

@@ -35,11 +35,13 @@ def run(main: Callable[[list[str]], None]) -> None:
     except Stopped as stop:
         message, code = str(stop), 128 + stop.signum
     except KeyboardInterrupt:
-        message, code = "interrupted before the first update; nothing was saved", 128 + signal.SIGINT
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        message, code = "interrupted; what was saved before stands", 128 + signal.SIGINT
+    except Exception as error:
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
+        if not full:  # safetensors and torch raise their own kinds for it
             raise
-        message, code = f"error: no space left on the disk of {error.filename or 'the output folder'}: free some", 2
+        where = getattr(error, "filename", None) or "the output folder"
+        message, code = f"error: no space left on the disk of {where}: free some", 2
     else:
         return
     print(" ".join(message.split()), file=sys.stderr, flush=True)

@@ -1,5 +1,6 @@
 """What this machine can train: `python -m fintune.machine auto` prints the recipe files and flags of `MODEL=auto`."""
 
+import os
 import platform
 import resource
 import shutil
@@ -86,7 +87,8 @@ def reachable(host: str, seconds: float = 2.0) -> bool:
 @cache
 def hub_reachable() -> bool:
     """Whether the Hugging Face Hub (`HF_ENDPOINT`) may be asked: not in offline mode, and it answers."""
-    return not HF_HUB_OFFLINE and reachable(urlparse(ENDPOINT).hostname)
+    proxied = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")  # only the proxy need answer then
+    return not HF_HUB_OFFLINE and bool(proxied or reachable(urlparse(ENDPOINT).hostname))
 
 
 def attention() -> str:
@@ -116,20 +118,24 @@ def description() -> dict:
         "flash-attn",
         "fintune",
     )
-    git = subprocess.run(
-        ["git", "describe", "--always", "--dirty", "--abbrev=40"],
-        cwd=Path(__file__).parent,
-        capture_output=True,
-        text=True,
-    )
     return {
         "processor": _processor(),
         "cores": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "versions": {name: found for name in packages if (found := _version(name))},
-        "git": git.stdout.strip() or None,
+        "git": _git_commit(),
     }
+
+
+def _git_commit() -> str | None:
+    command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
+    try:
+        return (
+            subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True).stdout.strip() or None
+        )
+    except OSError:  # no git here: a result without its commit is better than none
+        return None
 
 
 def _processor() -> str:

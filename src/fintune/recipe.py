@@ -18,6 +18,8 @@ from transformers import HfArgumentParser
 from fintune.errors import UserError
 from fintune.task import TASK_KEYS, Task, absolute_paths, make_task, task_yaml
 
+# Flags that say where a run goes and how it is shown, not what it is: they stay out of recipe.yaml
+WHERE_AND_HOW = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "report_to", "use_cpu")
 SECRETS = ("hub_token", "push_to_hub_token")  # a recipe is copied into every run and its log
 
 
@@ -57,10 +59,6 @@ class Recipe:
     stated: dict
     name: str
 
-    @property
-    def folder(self) -> str:
-        return f"runs/{self.task.task}/{self.name}"
-
 
 class _Parser(HfArgumentParser):
     def error(self, message: str):
@@ -88,8 +86,7 @@ def parse_recipe(argv: list[str], *dataclass_types: type) -> Recipe:
     stated, origin = {}, {}
     for path in paths:
         for key, value in read_layer(path).items():
-            if key in SECRETS:
-                raise UserError(f"{path}: `{key}` is a secret; take it out and set it in the environment (HF_TOKEN)")
+            _refuse_secret(key, str(path))
             if key not in actions and key not in TASK_KEYS:
                 raise UserError(f"{path}: unknown key `{key}`{_nearest(key, [*actions, *TASK_KEYS])}")
             stated[key], origin[key] = value, str(path)
@@ -104,15 +101,19 @@ def parse_recipe(argv: list[str], *dataclass_types: type) -> Recipe:
         action.required = action.required and action.dest not in values and action.dest != "output_dir"
     name = "-".join(path.stem for path in paths[1:]) or paths[0].parent.name
     task = make_task({key: stated[key] for key in TASK_KEYS if key in stated}, origin["task"])
-    if "output_dir" not in values:
-        parser.set_defaults(output_dir=f"runs/{task.task}/{name}")
     flagged, unknown = parser.parse_known_args(flags)
     if unknown:
         flag = unknown[0].split("=")[0].lstrip("-")
         raise UserError(f"command line: unknown argument {unknown[0]}{_nearest(flag, list(actions), '--')}")
     for action in parser._actions:
         if any(flag.split("=")[0] in action.option_strings for flag in flags):
-            stated[action.dest] = getattr(flagged, action.dest)
+            _refuse_secret(action.dest, "command line")
+            if action.dest not in WHERE_AND_HOW:
+                stated[action.dest] = getattr(flagged, action.dest)
+            if action.dest == "seed":
+                name += f"-seed{flagged.seed}"
+    if "output_dir" not in values:
+        parser.set_defaults(output_dir=f"runs/{task.task}/{name}")
     try:
         args = parser.parse_args_into_dataclasses(args=flags, look_for_args_file=False)
     except (ValueError, ImportError) as error:
@@ -143,6 +144,11 @@ def read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
     parent = layer.pop("extends", None)
     under = read_layer(path.parent / str(parent), (*below, path.resolve())) if parent else {}
     return under | absolute_paths(layer, path.resolve().parent)
+
+
+def _refuse_secret(key: str, where: str) -> None:
+    if key in SECRETS:
+        raise UserError(f"{where}: `{key}` is a secret; take it out and set it in the environment (HF_TOKEN)")
 
 
 def _typed(action, value: object, path: str) -> object:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from huggingface_hub.errors import GatedRepoError
 from peft import PeftConfig, PeftModel
 from rich.console import Console
 from rich.table import Table
@@ -164,10 +165,12 @@ def load_tokenizer(base: str, revision: str, chat_template_path: str | None) -> 
     """
     with missing_model(base):
         folder, revision = as_llama(base, revision)
-        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision)
+        tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.unk_token  # LLaMA has none; padding with the end token would mask the end
     if chat_template_path:
+        if not Path(chat_template_path).is_file():
+            raise UserError(f"{chat_template_path}: no such chat template; mend `chat_template_path` in the recipe")
         tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
     return tokenizer
 
@@ -190,6 +193,7 @@ def load_model(
             quantization_config=get_quantization_config(model_args),
             device_map={"": device},
             use_safetensors=True,
+            trust_remote_code=False,  # said, because transformers would ask at a terminal
         )
     print(
         f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, "
@@ -218,12 +222,14 @@ class missing_model:
         if not isinstance(error, OSError | ValueError | SafetensorError) or getattr(error, "errno", None) == ENOSPC:
             return
         text = str(error)
-        if "gated" in text.lower() or "401" in text or "403" in text:
+        if "gated repo" in text.lower() or isinstance(error.__cause__, GatedRepoError):
             remedy = f"it is gated: ask for access on https://huggingface.co/{self.base} and set HF_TOKEN"
         elif isinstance(error, SafetensorError) or "safetensors" in text:
             remedy = "it has no whole safetensors weights; fetch it again (pickled weights are never read)"
-        else:
+        elif isinstance(error, OSError):
             remedy = "check the name, or connect; with HF_HUB_OFFLINE=1 it must be in the Hub cache"
+        else:
+            remedy = "transformers refuses it"
         raise UserError(f"model {self.base} cannot be loaded: {remedy} ({text.splitlines()[0][:200]})") from error
 
 
@@ -238,10 +244,15 @@ def peft_config(model_args: ModelConfig) -> PeftConfig | None:
 def model_summary(model: PreTrainedModel, base: str, model_args: ModelConfig) -> dict:
     """What was trained on what: names, sizes, dtypes."""
     trained = [p for p in model.parameters() if p.requires_grad]
+    if hasattr(model, "get_nb_trainable_parameters"):  # counts 4-bit weights whole
+        parameters = model.get_nb_trainable_parameters()[1]
+        parameters -= sum(p.numel() for name, p in model.named_parameters() if "original_module" in name)
+    else:
+        parameters = model.num_parameters()
     return {
         "base": model_args.model_name_or_path,
         "fingerprint": base_fingerprint(base, model_args.model_revision),
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": parameters,
         "trained_parameters": sum(p.numel() for p in trained),
         "dtype": str(model.dtype).removeprefix("torch."),
         "trained_dtype": str(trained[0].dtype).removeprefix("torch.") if trained else None,
@@ -306,7 +317,6 @@ def save_run(folder: Path, recipe: Recipe, result: dict, predictions: list[dict]
     recipe.yaml, template.jinja and chat_template.jinja give the same run again: `python train_sft.py RUN/recipe.yaml`.
     """
     staging = folder / "staging"
-    shutil.rmtree(staging, ignore_errors=True)
     for part in parts:
         part.save_pretrained(staging)
     stated = dict(recipe.stated)
@@ -318,6 +328,8 @@ def save_run(folder: Path, recipe: Recipe, result: dict, predictions: list[dict]
     save_result(staging, result, predictions)
     (folder / "metrics.json").unlink(missing_ok=True)
     for path in sorted(staging.iterdir(), key=lambda path: path.name == "metrics.json"):
+        if path.is_dir():
+            shutil.rmtree(folder / path.name, ignore_errors=True)
         path.replace(folder / path.name)
     staging.rmdir()
 
@@ -332,7 +344,7 @@ def save_result(folder: Path, result: dict, predictions: list[dict], suffix: str
 def make_result(recipe: Recipe, data: TaskData, metrics: dict, split: str = "test", **more) -> dict:
     """The content of metrics.json: what was measured, on which rows, model, machine and versions."""
     task, run_args = recipe.task, recipe.args[0]
-    paper = task.paper.get(run_args.paper_row)
+    paper = task.paper.get(run_args.paper_row) if data.source != "sample" else None
     return {
         "schema": SCHEMA,
         "task": task.task,

@@ -112,12 +112,18 @@ def make_task(values: dict, where: str) -> Task:
         values[key] = {
             split: _data_file(spec, f"{where}: `{key}.{split}`") for split, spec in values.get(key, {}).items()
         }
-    splits = set(values["files"])
-    if splits - {"all", "train", "validation", "test"} or not splits & {"all", "train"}:
-        raise UserError(f"{where}: `files` names {sorted(splits)}; use all, or train with validation and test")
-    values["split"] = {**SPLIT_DEFAULTS, **(values.get("split") or {})}
-    if set(values["split"]) != set(SPLIT_DEFAULTS):
-        raise UserError(f"{where}: `split` has keys {sorted(values['split'])}; known are {sorted(SPLIT_DEFAULTS)}")
+    for splits in [set(values["files"])] + [set(values["sample"])] * bool(values["sample"]):
+        if splits - {"all", "train", "validation", "test"} or len(splits & {"all", "train"}) != 1:
+            raise UserError(f"{where}: `files` names {sorted(splits)}; use all, or train with validation and test")
+    split = values.get("split") or {}
+    if not isinstance(split, dict) or set(split) - set(SPLIT_DEFAULTS):
+        raise UserError(f"{where}: `split` is {split!r}; its known keys are {', '.join(SPLIT_DEFAULTS)}")
+    values["split"] = split = {**SPLIT_DEFAULTS, **split}
+    shares = [split["validation"], split["test"]]
+    if not all(isinstance(share, int | float) and 0 < share < 1 for share in shares) or sum(shares) >= 1:
+        raise UserError(f"{where}: `split` cuts off {shares[0]!r} and {shares[1]!r}; two shares whose sum is below 1")
+    if not isinstance(values.get("log_texts", False), bool):
+        raise UserError(f"{where}: `log_texts` is {values['log_texts']!r}; it takes true or false, without quotes")
     if values.get("hub") and not values.get("revision"):
         raise UserError(f"{where}: `hub: {values['hub']}` has no `revision`; pin the commit it was read at")
     return Task(**values)

@@ -1,5 +1,6 @@
 """A Qwen3 of about 3 million parameters, built on the spot: the same method on any machine, no download."""
 
+import shutil
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
@@ -29,6 +30,7 @@ def build_tiny(
         run_args: `tiny_config` and `tiny_vocab_size` of the recipe.
         training_args: its seed draws the weights.
     """
+    shutil.rmtree(folder, ignore_errors=True)
     tokenizer = train_tokenizer(task, texts, run_args.tiny_vocab_size)
     set_seed(training_args.seed)
     config = Qwen3Config(

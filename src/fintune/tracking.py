@@ -31,6 +31,8 @@ def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
         why = "no WANDB_API_KEY"
     elif not reachable(host):
         why = f"{host} is out of reach"
+    elif not _accepted():
+        why = f"{host} does not take the key"
     else:
         return
     os.environ["WANDB_MODE"] = "offline"
@@ -44,8 +46,14 @@ def log_result(recipe: Recipe, training_args: TrainingArguments, result: dict, p
     """
     if "wandb" not in training_args.report_to:
         return
+    try:
+        _log(wandb.run or wandb.init(name=training_args.run_name), recipe, result, predictions)
+    except Exception as error:  # the result is on the disk; logging it must not turn it into a failure
+        print(f"wandb: the result was not logged ({type(error).__name__}: {error}); it stands in the run's folder")
+
+
+def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
     task, split = recipe.task, result["split"]
-    run = wandb.run or wandb.init(name=training_args.run_name)
     metrics = result[split]
     scalars = {f"{split}/{key}": value for key, value in metrics.items() if isinstance(value, int | float)}
     low, high = metrics["accuracy_interval"]
@@ -70,6 +78,13 @@ def log_result(recipe: Recipe, training_args: TrainingArguments, result: dict, p
     print(f"wandb: {url}" if url else "wandb: kept offline in wandb/; `make dashboard` shows it")
 
 
+def _accepted() -> bool:
+    try:
+        return wandb.login(verify=True, timeout=10)
+    except Exception:  # whatever it is, it must not stop the run
+        return False
+
+
 def _has_key(host: str) -> bool:
     if os.environ.get("WANDB_API_KEY"):
         return True
@@ -81,7 +96,7 @@ def _has_key(host: str) -> bool:
 
 if __name__ == "__main__":  # make dashboard
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    if _has_key(host):
+    if _has_key(host) and reachable(host):
         entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
         print(f"online: https://{host.removeprefix('api.')}/{entity}/{os.environ.get('WANDB_PROJECT', 'fintune')}")
     if not Path("wandb").is_dir():

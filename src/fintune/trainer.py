@@ -76,6 +76,7 @@ class OneLineTrainer(SFTTrainer):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         self.neftune_noise_alpha = None  # no hook of the Trainer's
+        self._loss_shifts_labels = False  # every label of a OneLine batch is a target, also its first
         self._token_lengths = None
         embeddings = self.accelerator.unwrap_model(self.model).get_input_embeddings()
         embeddings.register_forward_hook(self._add_noise)
