@@ -155,11 +155,20 @@ def cannot_read(rung: Rung, data: TaskData) -> str | None:
 
 
 def finished(rung: Rung, task: str, data: TaskData) -> str | None:
-    """Says so when the rung's folder holds a result on these very rows."""
+    """Says so when the rung's folder holds a result of this recipe on these very rows."""
     path = Path("runs", task, rung.name, "metrics.json")
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
+        ran = yaml.safe_load(path.with_name("recipe.yaml").read_text(encoding="utf-8"))
     except (FileNotFoundError, ValueError):
+        return None
+    elsewhere = (
+        *TASK_KEYS,
+        "chat_template_path",
+        "gradient_checkpointing",
+    )  # the data's hash, a path, what `train` adds
+    then, now = ({key: keys[key] for key in keys if key not in elsewhere} for keys in (ran, read_layer(rung.recipe)))
+    if then != now:
         return None
     if result.get("data", {}).get("sha256") != data.sha256 or "test" not in result:
         return None
@@ -172,13 +181,13 @@ def train(task: str, path: Path, rung: Rung) -> bool:
     A run that a signal stopped ends the ladder with the same exit code.
     """
     free = machine.free_gpu_gib()
-    fits = [flags for gib, name, flags, _ in machine.LADDER if name == rung.name and free >= gib]
+    tight = rung.script == "train_sft.py" and rung.min_gpu_gib >= 16 and free < machine.LADDER[0][0]  # 7 B and more
     command = [
         sys.executable,
         str(ROOT / rung.script),
         str(path),
         str(rung.recipe),
-        *(fits[0].split() if fits else []),
+        *(["--gradient_checkpointing", "true"] if tight else []),
     ]
     print(f"\nrun {task}/{rung.name}: {' '.join(command[1:])}", flush=True)
     child = subprocess.Popen(command)

@@ -11,6 +11,7 @@ from pathlib import Path
 from fintune import report
 from fintune.comparison import compare_runs
 from fintune.errors import UserError, run
+from fintune.files import write_text
 
 
 def main(argv: list[str]) -> None:
@@ -31,9 +32,9 @@ def main(argv: list[str]) -> None:
         raise UserError(f"{args.folder}: no finished run to compare; `make train-sentiment` makes one")
     report.print_comparison(groups, left_out)
 
-    report.write_whole(args.folder / "report.md", report.markdown(groups, left_out))
+    write_text(args.folder / "report.md", report.markdown(groups, left_out))
     page = report.html_page(groups, left_out, Path(__file__).parent / "templates")
-    report.write_whole(args.folder / "report.html", page)
+    write_text(args.folder / "report.html", page)
     print(f"open {args.folder / 'report.html'} in a browser ({len(page.encode()) / 2**20:.1f} MiB)")
     if args.readme:
         report.update_readme(args.readme, groups)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from trl import ModelConfig, SFTConfig
 
-from fintune import runs, tracking
+from fintune import machine, runs, tracking
 from fintune.data import SPLITS, load_data
 from fintune.errors import run
 from fintune.prompt import Prompt
@@ -41,7 +41,8 @@ def main(argv: list[str]) -> None:
         recipe = parse_recipe([str(folder / "recipe.yaml"), *SCORING, "--report_to", "none", *flags], *ARGS)
         recipe.name = trained["name"]
         base, adapter = runs.base_of(folder, recipe.args[2]), folder
-    task, (_, training_args, model_args) = recipe.task, recipe.args
+    task, (run_args, training_args, model_args) = recipe.task, recipe.args
+    machine.check_fits(base, run_args.min_gpu_gib, training_args.use_cpu)
     tracking.prepare(recipe, training_args)
 
     data = load_data(task, allow_sample=model_args.model_name_or_path == TINY)

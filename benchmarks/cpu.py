@@ -13,7 +13,6 @@ import sys
 import tempfile
 from pathlib import Path
 
-import yaml
 from rich.console import Console
 from rich.table import Table
 from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
@@ -24,7 +23,8 @@ import measure
 from fintune import machine
 from fintune.data import load_data
 from fintune.prompt import Prompt
-from fintune.task import absolute_paths, make_task
+from fintune.recipe import read_layer
+from fintune.task import TASK_KEYS, make_task
 from fintune.tiny import train_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ GOALS = [
 def setting(name: str):
     """(model, prompt, data) of a task, with a vocabulary trained on its own texts."""
     path = ROOT / f"data/{name}.yaml"
-    task = make_task(absolute_paths(yaml.safe_load(path.read_text()), path.parent), str(path))
+    task = make_task({key: value for key, value in read_layer(path).items() if key in TASK_KEYS}, str(path))
     data = load_data(task, allow_sample=True)
     tokenizer = train_tokenizer(task, data.splits["train"]["text"], 8192)
     tokenizer.chat_template = (ROOT / "templates/qwen3-chat.jinja").read_text()
@@ -73,17 +73,16 @@ def ways_of(name: str, folder: Path) -> dict[str, dict]:
 
 
 def peak_ram(task: str, kind: str, way: str, folder: Path, answers) -> None:
-    """Peak resident memory of one way in a process of its own, less what was there before it, in MiB."""
-    run = ways_of(task, folder)[kind][way]
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    run()
-    answers.put((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    """Peak resident memory of one way in a process of its own, the same for all before it runs, in MiB."""
+    ways_of(task, folder)[kind][way]()
+    answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default=platform.node(), help="of the result's file: the machine's host name")
     target = ROOT / "benchmarks/results" / f"{parser.parse_args().name}.json"
+    target.parent.mkdir(exist_ok=True)
     report = {"machine": machine.description(), "model": SHAPE | {"vocab_size": 8192, "dtype": "float32"}}
     report["rows_per_second"], report["ratios"] = {}, []
     for at, task in enumerate(("sentiment", "topic")):

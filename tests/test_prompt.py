@@ -1,8 +1,11 @@
 """What is trained is exactly the label and its end, and what is scored is exactly what was trained."""
 
+import os
 from dataclasses import replace
 
 import pytest
+from conftest import ROOT
+from jinja2 import Environment
 
 from fintune.errors import UserError
 from fintune.prompt import IGNORE, Prompt
@@ -102,3 +105,33 @@ def test_the_built_tokenizer_reloads_as_it_was(toy, task_folder):
     texts = ["Élan's 1,234.5 € – profit\u2028rose  12%", "don't we'll I'VE", "日本 株", "\u200bzero width", *HOSTILE]
     for text in texts:
         assert toy[2].tokenizer(text, add_special_tokens=False)["input_ids"] == raw.encode(text).ids
+
+
+REAL = os.environ.get("FINTUNE_TEST_TOKENIZER")  # Qwen/Qwen3-8B or a folder with its tokenizer
+
+
+@pytest.mark.skipif(
+    not REAL, reason="FINTUNE_TEST_TOKENIZER is not set: Qwen3's vocabulary is not part of the repository"
+)
+@pytest.mark.parametrize("name", ["sentiment", "topic"])
+def test_qwen3s_own_vocabulary_reads_every_text_as_part_of_the_whole_chat(name, monkeypatch):
+    from transformers import AutoTokenizer
+
+    from fintune.data import load_data
+    from fintune.recipe import read_layer
+    from fintune.task import TASK_KEYS, make_task
+
+    if os.environ.get("FINTUNE_TEST_DATA"):
+        monkeypatch.setenv("FINTUNE_DATA", os.environ["FINTUNE_TEST_DATA"])
+    layer = read_layer(ROOT / f"data/{name}.yaml")
+    task = make_task({key: layer[key] for key in TASK_KEYS if key in layer}, name)
+    tokenizer = AutoTokenizer.from_pretrained(REAL)
+    prompt = Prompt(task, tokenizer, 360)
+    turn = Environment().from_string((ROOT / f"templates/{name}.jinja").read_text())
+    for split in load_data(task, allow_sample=True).splits.values():
+        turns = [turn.render(text=text.strip(), labels=task.names) for text in split["text"]]
+        wholes = [
+            f"<|im_start|>user\n{turn}<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n" for turn in turns
+        ]
+        assert prompt.encode(split["text"]) == tokenizer(wholes, add_special_tokens=False)["input_ids"]
+    assert prompt.cut_texts == 0

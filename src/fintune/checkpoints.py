@@ -1,8 +1,6 @@
 """Checkpoints that count only when whole, and a run that stops on a signal without losing an update."""
 
-import hashlib
 import json
-import os
 import re
 import shutil
 import signal
@@ -14,28 +12,9 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations.neftune import deactivate_neftune
 
 from fintune.errors import Stopped, UserError
+from fintune.files import sha256, write_json
 
 MANIFEST = "manifest.json"
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a file whole or not at all: a reader never sees half of it, also when the machine stops."""
-    write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-
-
-def write_text(path: Path, content: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 class KeepCheckpoints(TrainerCallback):
@@ -78,7 +57,7 @@ def interruptible(trainer: Trainer, keeper: KeepCheckpoints) -> Iterator[None]:
         if handle is not None and handle.id in handle.hooks_dict_ref():
             deactivate_neftune(trainer.model, handle, trainer.accelerator)
     if keeper.signum:
-        raise Stopped(keeper.signum, f"{trainer.args.output_dir}/checkpoint-{trainer.state.global_step}")
+        raise Stopped(keeper.signum, f"checkpoint-{trainer.state.global_step} in {trainer.args.output_dir}")
 
 
 def checkpoint_to_resume(folder: Path, wanted: str | None, recipe: dict) -> str | None:

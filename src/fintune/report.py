@@ -18,6 +18,7 @@ from sklearn.metrics import confusion_matrix, f1_score
 
 from fintune.comparison import Cell, Group, LeftOut, coverage_risk, machine_of, number_at, reliability
 from fintune.errors import UserError
+from fintune.files import write_text
 
 BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
 PAGE_ROWS_BYTES = 2_000_000  # of texts and answers in the page, all groups together; a phone still opens it
@@ -245,14 +246,7 @@ def update_readme(path: Path, groups: list[Group]) -> None:
     """
     before, after = check_readme(path)
     note = "<!-- written by compare.py --readme; what is typed here is lost -->"
-    write_whole(path, f"{before}\n{note}\n\n{markdown(groups, [], pairs=False)}\n{after}")
-
-
-def write_whole(path: Path, content: str) -> None:
-    """A file whole or not at all, its line ends as they are given."""
-    part = path.with_name(path.name + ".part")
-    part.write_bytes(content.encode("utf-8", "replace"))
-    part.replace(path)
+    write_text(path, f"{before}\n{note}\n\n{markdown(groups, [], pairs=False)}\n{after}")
 
 
 def html_page(groups: list[Group], left_out: list[LeftOut], templates: Path) -> str:
@@ -393,7 +387,7 @@ def publish(groups: list[Group]) -> None:
     from fintune import machine, tracking
 
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    if not tracking._has_key(host):
+    if not tracking.has_key(host):
         raise UserError("--wandb: no W&B account here; set WANDB_API_KEY, or leave --wandb out")
     if not machine.reachable(host):
         raise UserError(f"--wandb: {host} is out of reach; connect, or leave --wandb out")

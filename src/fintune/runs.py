@@ -32,9 +32,9 @@ from trl import ModelConfig, get_peft_config, get_quantization_config
 
 from fintune import machine
 from fintune.baichuan import as_llama
-from fintune.checkpoints import sha256, write_json, write_text
 from fintune.data import TaskData
 from fintune.errors import UserError
+from fintune.files import sha256, write_json, write_text
 from fintune.metrics import LabelMetrics
 from fintune.prompt import Prompt
 from fintune.recipe import Recipe, dump_recipe
@@ -103,7 +103,7 @@ def score_split(task: Task, data: TaskData, split: str, probabilities: np.ndarra
 
 
 def answers_at_once(model: PreTrainedModel, prompt: Prompt, texts: list[str]) -> dict:
-    """Greedy generation on a few rows: what share begins with a label and ends, as a check on the model itself."""
+    """Greedy generation on a few rows: what share is a label and its end, as a check on the model itself."""
     prompts = prompt.encode(texts)
     longest, new_tokens = max(map(len, prompts)), max(map(len, prompt.label_ids))
     ids = torch.full((len(prompts), longest), prompt.tokenizer.pad_token_id)
@@ -129,6 +129,7 @@ def answers_at_once(model: PreTrainedModel, prompt: Prompt, texts: list[str]) ->
     report = {"rows": len(prompts), "share": 1 - len(misses) / len(prompts)}
     if misses:
         report["first_miss"] = prompt.tokenizer.decode(misses[0])
+        report["first_miss_lacks_end"] = any(misses[0][: len(label) - 1] == label[:-1] for label in prompt.label_ids)
     return report
 
 
@@ -138,13 +139,15 @@ def explain_answers(report: dict | None) -> str | None:
         return None
     miss = report["first_miss"]
     if "<think>" in miss:
-        cause = "a reasoning chain: the chat template does not close the think block; use enable_thinking=False"
+        cause = "a reasoning chain: name a `chat_template_path` that closes the think block"
+    elif report.get("first_miss_lacks_end"):
+        cause = "a label with more behind it: not trained on this task, or trained too little to end"
     elif not miss.replace("<|im_end|>", "").replace("<|endoftext|>", "").strip():
         cause = "an empty answer: the end token was trained without the label, or the prompt ends in another token"
     else:
         cause = "other words than the labels: not trained on this task, or trained too little"
     share = f"{report['share']:.0%} of {report['rows']}"
-    return f"greedy answers: {share} begin with a label; the first miss is {miss!r}, {cause}"
+    return f"greedy answers: {share} are a label and its end; the first miss is {miss!r}, {cause}"
 
 
 def base_fingerprint(base: str, revision: str | None) -> str:

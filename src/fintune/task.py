@@ -32,7 +32,7 @@ class Task:
         labels: value in the data file -> name that the model answers with, in the order of the label ids.
         files: split -> file. `all` is cut into train, validation and test; a missing validation is cut from train.
         template: the user turn, a Jinja file.
-        sample: invented rows that stand in where neither mirror nor Hub is there (model `tiny` alone).
+        sample: invented rows that stand in where neither mirror nor Hub is there, for models that need no download.
         split: seed and shares of what is cut.
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
         log_texts: whether texts of rows may be sent to Weights & Biases.

@@ -27,7 +27,7 @@ def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
     if os.environ.get("WANDB_MODE"):
         return
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    if not _has_key(host):
+    if not has_key(host):
         why = "no WANDB_API_KEY"
     elif not reachable(host):
         why = f"{host} is out of reach"
@@ -85,7 +85,8 @@ def _accepted() -> bool:
         return False
 
 
-def _has_key(host: str) -> bool:
+def has_key(host: str) -> bool:
+    """Whether a W&B key is in the environment or ~/.netrc."""
     if os.environ.get("WANDB_API_KEY"):
         return True
     try:
@@ -96,7 +97,7 @@ def _has_key(host: str) -> bool:
 
 if __name__ == "__main__":  # make dashboard
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    if _has_key(host) and reachable(host):
+    if has_key(host) and reachable(host):
         entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
         print(f"online: https://{host.removeprefix('api.')}/{entity}/{os.environ.get('WANDB_PROJECT', 'fintune')}")
     if not Path("wandb").is_dir():
