@@ -110,9 +110,7 @@ def test_the_built_tokenizer_reloads_as_it_was(toy, task_folder):
 REAL = os.environ.get("FINTUNE_TEST_TOKENIZER")  # Qwen/Qwen3-8B or a folder with its tokenizer
 
 
-@pytest.mark.skipif(
-    not REAL, reason="FINTUNE_TEST_TOKENIZER is not set: Qwen3's vocabulary is not part of the repository"
-)
+@pytest.mark.skipif(not REAL, reason="FINTUNE_TEST_TOKENIZER is not set: Qwen3's vocabulary is not shipped")
 @pytest.mark.parametrize("name", ["sentiment", "topic"])
 def test_qwen3s_own_vocabulary_reads_every_text_as_part_of_the_whole_chat(name, monkeypatch):
     from transformers import AutoTokenizer
