@@ -11,7 +11,7 @@ import json
 import signal
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import yaml
@@ -46,7 +46,8 @@ class Rung:
 
     @property
     def name(self) -> str:
-        return self.recipe.stem
+        zero_shot = self.script == "evaluate.py"
+        return f"{Path(self.model).name.lower()}-zero-shot" if zero_shot else self.recipe.stem
 
     @classmethod
     def of(cls, recipe: Path) -> "Rung":
@@ -96,8 +97,10 @@ def ladder(encoder: Path | None) -> list[Rung]:
     recipes = [*sorted(ROOT.glob("configs/baselines/*.yaml")), *(ROOT / f"configs/{name}.yaml" for name in SFT)]
     if encoder:
         recipes.append(encoder_recipe(encoder))
-    order = ("train_linear.py", "train_cls.py", "train_sft.py")
-    return sorted(map(Rung.of, recipes), key=lambda rung: (order.index(rung.script), rung.min_gpu_gib))
+    rungs = [Rung.of(recipe) for recipe in recipes]
+    rungs += [replace(rung, script="evaluate.py") for rung in rungs if rung.name in SFT and rung.model != TINY]
+    order = ("train_linear.py", "train_cls.py", "evaluate.py", "train_sft.py")
+    return sorted(rungs, key=lambda rung: (order.index(rung.script), rung.min_gpu_gib))
 
 
 def encoder_recipe(folder: Path) -> Path:
@@ -156,23 +159,24 @@ def cannot_read(rung: Rung, data: TaskData) -> str | None:
 
 def finished(rung: Rung, task: str, data: TaskData) -> str | None:
     """Says so when the rung's folder holds a result of this recipe on these very rows."""
-    path = Path("runs", task, rung.name, "metrics.json")
+    folder = Path("runs", task, rung.name)
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-        ran = yaml.safe_load(path.with_name("recipe.yaml").read_text(encoding="utf-8"))
+        result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        if rung.script != "evaluate.py" and not same_recipe(folder, rung):
+            return None
     except (FileNotFoundError, ValueError):
-        return None
-    elsewhere = (
-        *TASK_KEYS,
-        "chat_template_path",
-        "gradient_checkpointing",
-    )  # the data's hash, a path, what `train` adds
-    then, now = ({key: keys[key] for key in keys if key not in elsewhere} for keys in (ran, read_layer(rung.recipe)))
-    if then != now:
         return None
     if result.get("data", {}).get("sha256") != data.sha256 or "test" not in result:
         return None
-    return f"finished, accuracy {result['test']['accuracy']:.4f}; delete {path.parent} to train it again"
+    return f"finished, accuracy {result['test']['accuracy']:.4f}; delete {folder} to train it again"
+
+
+def same_recipe(folder: Path, rung: Rung) -> bool:
+    """Whether a finished run was trained as the rung says; paths and what `train` adds may differ."""
+    apart = {*TASK_KEYS, "chat_template_path", "gradient_checkpointing"}
+    ran = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
+    now = read_layer(rung.recipe)
+    return {key: ran[key] for key in ran.keys() - apart} == {key: now[key] for key in now.keys() - apart}
 
 
 def train(task: str, path: Path, rung: Rung) -> bool:
@@ -180,15 +184,14 @@ def train(task: str, path: Path, rung: Rung) -> bool:
 
     A run that a signal stopped ends the ladder with the same exit code.
     """
-    free = machine.free_gpu_gib()
-    tight = rung.script == "train_sft.py" and rung.min_gpu_gib >= 16 and free < machine.LADDER[0][0]  # 7 B and more
-    command = [
-        sys.executable,
-        str(ROOT / rung.script),
-        str(path),
-        str(rung.recipe),
-        *(["--gradient_checkpointing", "true"] if tight else []),
-    ]
+    if rung.script == "evaluate.py":
+        words = [rung.model, "--task", str(path), "--model_revision", rung.revision, "--dtype", "bfloat16"]
+    else:
+        words = [str(path), str(rung.recipe)]
+    large = rung.script == "train_sft.py" and rung.min_gpu_gib >= 16  # 7 billion parameters and more
+    if large and machine.free_gpu_gib() < machine.LADDER[0][0]:
+        words += ["--gradient_checkpointing", "true"]
+    command = [sys.executable, str(ROOT / rung.script), *words]
     print(f"\nrun {task}/{rung.name}: {' '.join(command[1:])}", flush=True)
     child = subprocess.Popen(command)
     # a terminal's Ctrl-C reaches the child by itself; both wait here until it has saved its checkpoint
