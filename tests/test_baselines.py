@@ -346,7 +346,12 @@ def test_every_baseline_goes_to_the_script_that_parses_it(monkeypatch):
     }
     rungs = module.ladder(None)
     assert {"majority", "tfidf", "bert-base", "roberta-base", "t5-base", "tiny", "qwen3-8b"} <= {r.name for r in rungs}
-    for rung in rungs:
+    zero_shot = [rung for rung in rungs if rung.script == "evaluate.py"]
+    assert {(rung.name, rung.model) for rung in zero_shot} == {
+        ("qwen3-8b-zero-shot", "Qwen/Qwen3-8B"),
+        ("qwen3-0.6b-zero-shot", "Qwen/Qwen3-0.6B"),
+    }
+    for rung in [rung for rung in rungs if rung not in zero_shot]:
         flags = ["--bf16", "false"] if rung.script == "train_sft.py" else []  # refused where no GPU has it
         recipe = parse_recipe(["data/sentiment.yaml", str(rung.recipe), *flags], *classes[rung.script])
         assert recipe.name == rung.name
