@@ -14,16 +14,16 @@ import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import yaml
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
-
 from fintune import machine
 from fintune.data import TaskData, load_data
 from fintune.errors import UserError, run
 from fintune.recipe import read_layer
 from fintune.task import TASK_KEYS, make_task
 from fintune.tiny import TINY
+
+import yaml
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
 
 ROOT = Path(__file__).parent
 SFT = ("tiny", "qwen3-0.6b", "qwen3-8b")  # of configs/, beside all of configs/baselines/

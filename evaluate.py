@@ -9,14 +9,14 @@
 import argparse
 from pathlib import Path
 
-from trl import ModelConfig, SFTConfig
-
 from fintune import machine, runs, tracking
 from fintune.data import SPLITS, load_data
 from fintune.errors import run
 from fintune.prompt import Prompt
 from fintune.recipe import RunArguments, parse_recipe
 from fintune.tiny import TINY
+
+from trl import ModelConfig, SFTConfig
 
 ARGS = (RunArguments, SFTConfig, ModelConfig)
 SCORING = ("--bf16", "false")  # of training, refused on a machine without a GPU; the weights keep `dtype`

@@ -7,14 +7,14 @@ The sibling of train_sft.py: same rows, splits, metrics and files. The epoch tha
 
 from pathlib import Path
 
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
-
 from fintune import classifier, machine, runs, tracking
 from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, interruptible
 from fintune.classifier import ClassifierArguments, PlainText
 from fintune.data import load_data
 from fintune.errors import run
 from fintune.recipe import parse_recipe
+
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
 
 
 def main(argv: list[str]) -> None:

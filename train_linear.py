@@ -10,17 +10,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from fintune import runs, tracking
+from fintune.data import URL, load_data
+from fintune.errors import run
+from fintune.recipe import parse_recipe
+
 import numpy as np
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.pipeline import make_pipeline
-
-from fintune import runs, tracking
-from fintune.data import URL, load_data
-from fintune.errors import run
-from fintune.recipe import parse_recipe
 
 
 @dataclass

@@ -7,8 +7,6 @@ After arXiv 2512.00630. A run is YAML layered left to right, then flags, with th
 
 from pathlib import Path
 
-from trl import ModelConfig, SFTConfig, SFTTrainer
-
 from fintune import machine, runs, tracking
 from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, interruptible
 from fintune.data import load_data
@@ -17,6 +15,8 @@ from fintune.prompt import Prompt
 from fintune.recipe import RunArguments, parse_recipe
 from fintune.tiny import TINY, build_tiny
 from fintune.trainer import OneLine, OneLineTrainer
+
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
 
 def main(argv: list[str]) -> None:

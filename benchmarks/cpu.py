@@ -18,14 +18,14 @@ from rich.table import Table
 from transformers import Qwen3Config, Qwen3ForCausalLM, set_seed
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
-import measure
-
 from fintune import machine
 from fintune.data import load_data
 from fintune.prompt import Prompt
 from fintune.recipe import read_layer
 from fintune.task import TASK_KEYS, make_task
 from fintune.tiny import train_tokenizer
+
+import measure
 
 ROOT = Path(__file__).resolve().parents[1]
 SHAPE = {

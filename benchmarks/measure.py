@@ -5,15 +5,15 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fintune.prompt import IGNORE, Prompt
+from fintune.scoring import Scorer
+from fintune.trainer import OneLine, OneLineTrainer
+
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from transformers import PreTrainedModel
 from trl import SFTConfig, SFTTrainer
-
-from fintune.prompt import IGNORE, Prompt
-from fintune.scoring import Scorer
-from fintune.trainer import OneLine, OneLineTrainer
 
 LORA = {
     "r": 8,

@@ -57,14 +57,14 @@ def task_folder(tmp_path, monkeypatch):
 @pytest.fixture
 def toy(task_folder):
     """(task, data, prompt, model) of the toy task with an untrained model in float32."""
-    from transformers import AutoModelForCausalLM
-    from trl import ModelConfig, SFTConfig
-
     from fintune.data import load_data
     from fintune.prompt import Prompt
     from fintune.recipe import RunArguments, parse_recipe
     from fintune.runs import load_tokenizer
     from fintune.tiny import build_tiny
+
+    from transformers import AutoModelForCausalLM
+    from trl import ModelConfig, SFTConfig
 
     recipe = parse_recipe(["data/toy.yaml", "small.yaml", *SMALL], RunArguments, SFTConfig, ModelConfig)
     run_args, training_args, model_args = recipe.args

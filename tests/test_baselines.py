@@ -2,6 +2,11 @@
 
 import json
 
+from fintune import classifier, runs
+from fintune.classifier import ClassifierArguments, PlainText
+from fintune.errors import UserError
+from fintune.recipe import RunArguments, parse_recipe
+
 import numpy as np
 import pytest
 import torch
@@ -25,11 +30,6 @@ from transformers import (
     TrainingArguments,
 )
 from trl import ModelConfig, SFTConfig
-
-from fintune import classifier, runs
-from fintune.classifier import ClassifierArguments, PlainText
-from fintune.errors import UserError
-from fintune.recipe import RunArguments, parse_recipe
 
 SPECIAL = ["<pad>", "</s>", "<s>", "<unk>"]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

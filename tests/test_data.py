@@ -5,13 +5,13 @@ import os
 from collections import Counter
 from pathlib import Path
 
-import pytest
-import yaml
-from conftest import ROOT
-
 from fintune.data import load_data, near_duplicates, normalise
 from fintune.errors import UserError
 from fintune.task import absolute_paths, make_task
+
+import pytest
+import yaml
+from conftest import ROOT
 
 
 def task_of(folder: Path, **changes):

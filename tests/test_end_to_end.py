@@ -8,13 +8,13 @@ import subprocess
 import sys
 import time
 
+from fintune.errors import Stopped, UserError
+
 import pytest
 import torch
 import yaml
 from conftest import ROOT, SMALL, script
 from safetensors.torch import load_file
-
-from fintune.errors import Stopped, UserError
 
 TOY = ["data/toy.yaml", "small.yaml", *SMALL]
 

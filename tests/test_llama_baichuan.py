@@ -7,6 +7,10 @@ import pickle
 import random
 from pathlib import Path
 
+from fintune import baichuan, runs
+from fintune.errors import UserError
+from fintune.prompt import Prompt
+
 import httpx
 import pytest
 import sentencepiece
@@ -17,10 +21,6 @@ from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
-
-from fintune import baichuan, runs
-from fintune.errors import UserError
-from fintune.prompt import Prompt
 
 HIDDEN, HEADS, LAYERS, VOCABULARY = 32, 4, 2, 600
 SPACES = ["▁▁", "▁▁▁▁"]

@@ -4,12 +4,12 @@ import os
 import subprocess
 import sys
 
+from fintune.metrics import LabelMetrics, accuracy_interval, expected_calibration_error
+
 import numpy as np
 import pytest
 from conftest import ROOT
 from scipy.stats import binom
-
-from fintune.metrics import LabelMetrics, accuracy_interval, expected_calibration_error
 
 
 def test_figures_on_a_table_worked_by_hand():

@@ -1,11 +1,11 @@
 """Label probabilities against a plain computation, one label at a time."""
 
+from fintune.runs import answers_at_once, explain_answers
+from fintune.scoring import Scorer, common_prefix, label_tree
+
 import numpy as np
 import pytest
 import torch
-
-from fintune.runs import answers_at_once, explain_answers
-from fintune.scoring import Scorer, common_prefix, label_tree
 
 
 def one_label_at_a_time(model, prompt, texts) -> np.ndarray:

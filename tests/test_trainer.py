@@ -2,13 +2,13 @@
 
 import math
 
+from fintune.prompt import IGNORE
+from fintune.trainer import OneLine, OneLineTrainer
+
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from trl import SFTConfig, SFTTrainer
-
-from fintune.prompt import IGNORE
-from fintune.trainer import OneLine, OneLineTrainer
 
 
 def make_trainer(toy, batching: str, tmp_path, rows: int = 12, **config):
@@ -146,9 +146,9 @@ def embedding_noise(trainer, rows) -> float:
 
 @pytest.mark.parametrize("batching", ["padded", "shared_prefix"])
 def test_noise_is_on_in_training_off_in_evaluation_and_gone_after_an_interruption(toy, tmp_path, batching):
-    from transformers import TrainerCallback
-
     from fintune.checkpoints import KeepCheckpoints, interruptible
+
+    from transformers import TrainerCallback
 
     noise, evaluated = [], []
 

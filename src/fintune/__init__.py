@@ -1,3 +1,8 @@
 """fintune: fine-tune a language model to label financial text, and know how far to trust the labels."""
 
+import logging
+
 __version__ = "0.1.0"
+
+# Notes that libraries print while they load, of no use to who trains; imports of fintune stand first for this
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

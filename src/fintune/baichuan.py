@@ -11,6 +11,8 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+from fintune.errors import UserError
+
 import torch
 import torch.nn.functional as F
 from filelock import FileLock
@@ -21,8 +23,6 @@ from safetensors.torch import save_file
 from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
-
-from fintune.errors import UserError
 
 CACHE = Path(HF_HOME) / "fintune"  # 15 GB for Baichuan2-7B, beside the Hub's own cache
 FILES = ["config.json", "tokenizer.model", "*.safetensors"]  # what is fetched: neither code nor pickles

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from transformers import Trainer, TrainerCallback
-from transformers.integrations.neftune import deactivate_neftune
-
 from fintune.errors import Stopped, UserError
 from fintune.files import sha256, write_json
+
+from transformers import Trainer, TrainerCallback
+from transformers.integrations.neftune import deactivate_neftune
 
 MANIFEST = "manifest.json"
 

@@ -3,6 +3,11 @@
 import time
 from dataclasses import dataclass, field
 
+from fintune import runs
+from fintune.data import TaskData
+from fintune.errors import UserError
+from fintune.task import Task
+
 import numpy as np
 import torch
 from datasets import Dataset
@@ -17,11 +22,6 @@ from transformers import (
     set_seed,
 )
 from transformers.utils import cached_file
-
-from fintune import runs
-from fintune.data import TaskData
-from fintune.errors import UserError
-from fintune.task import Task
 
 
 @dataclass

@@ -10,16 +10,16 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from fintune.errors import UserError
+from fintune.machine import hub_reachable
+from fintune.task import DataFile, Task
+
 import numpy as np
 from datasets import Dataset
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
-
-from fintune.errors import UserError
-from fintune.machine import hub_reachable
-from fintune.task import DataFile, Task
 
 SPLITS = ("train", "validation", "test")
 URL = re.compile(r"https?://\S+|www\.\S+")

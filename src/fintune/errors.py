@@ -1,7 +1,6 @@
 """What a user can put right ends in one line and exit code 2; everything else keeps its traceback."""
 
 import errno
-import logging
 import signal
 import sys
 import warnings
@@ -27,7 +26,6 @@ def run(main: Callable[[list[str]], None]) -> None:
     """Run a script's `main` on the command line and end with 0, 2 (`UserError`) or 128 + signal."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # its notes to library authors
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # true by default, on machines without a GPU too
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     try:
         main(sys.argv[1:])
     except UserError as error:

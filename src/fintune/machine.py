@@ -12,11 +12,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from urllib.parse import urlparse
 
+from fintune.errors import UserError
+
 import torch
 from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
 from transformers.utils import is_flash_attn_2_available
-
-from fintune.errors import UserError
 
 GIB = 2**30
 

@@ -2,14 +2,14 @@
 
 from pathlib import Path
 
+from fintune.errors import UserError
+from fintune.task import Task
+
 import jinja2
 import jinja2.meta
 import jinja2.sandbox
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
-
-from fintune.errors import UserError
-from fintune.task import Task
 
 IGNORE = -100  # label id that the loss skips
 NO_THINK = " /no_think"  # the paper's tag at the end of a user turn; words of Qwen3's, noise to any other model

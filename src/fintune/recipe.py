@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-import yaml
-from transformers import HfArgumentParser
-
 from fintune.errors import UserError
 from fintune.task import TASK_KEYS, Task, absolute_paths, make_task, task_yaml
+
+import yaml
+from transformers import HfArgumentParser
 
 # Flags that say where a run goes and how it is shown, not what it is: they stay out of recipe.yaml
 WHERE_AND_HOW = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "report_to", "use_cpu")

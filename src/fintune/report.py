@@ -8,6 +8,10 @@ import os
 from pathlib import Path
 from urllib.parse import urlparse
 
+from fintune.comparison import Cell, Group, LeftOut, coverage_risk, machine_of, number_at, reliability
+from fintune.errors import UserError
+from fintune.files import write_text
+
 import jinja2
 import numpy as np
 from markupsafe import Markup
@@ -15,10 +19,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 from sklearn.metrics import confusion_matrix, f1_score
-
-from fintune.comparison import Cell, Group, LeftOut, coverage_risk, machine_of, number_at, reliability
-from fintune.errors import UserError
-from fintune.files import write_text
 
 BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
 PAGE_ROWS_BYTES = 2_000_000  # of texts and answers in the page, all groups together; a phone still opens it

@@ -13,6 +13,18 @@ from dataclasses import replace
 from errno import ENOSPC
 from pathlib import Path
 
+from fintune import machine
+from fintune.baichuan import as_llama
+from fintune.data import TaskData
+from fintune.errors import UserError
+from fintune.files import sha256, write_json, write_text
+from fintune.metrics import LabelMetrics
+from fintune.prompt import Prompt
+from fintune.recipe import Recipe, dump_recipe
+from fintune.scoring import Scorer
+from fintune.task import Task
+from fintune.tiny import TINY
+
 import numpy as np
 import torch
 from huggingface_hub.errors import GatedRepoError
@@ -29,18 +41,6 @@ from transformers import (
     TrainerCallback,
 )
 from trl import ModelConfig, get_peft_config, get_quantization_config
-
-from fintune import machine
-from fintune.baichuan import as_llama
-from fintune.data import TaskData
-from fintune.errors import UserError
-from fintune.files import sha256, write_json, write_text
-from fintune.metrics import LabelMetrics
-from fintune.prompt import Prompt
-from fintune.recipe import Recipe, dump_recipe
-from fintune.scoring import Scorer
-from fintune.task import Task
-from fintune.tiny import TINY
 
 SCHEMA = 1  # of metrics.json; readers leave out what they do not know
 

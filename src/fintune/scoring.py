@@ -9,13 +9,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+from fintune.errors import UserError
+from fintune.prompt import Prompt
+
 import numpy as np
 import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel
-
-from fintune.errors import UserError
-from fintune.prompt import Prompt
 
 LOGIT_BENDS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 

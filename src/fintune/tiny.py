@@ -3,12 +3,12 @@
 import shutil
 from pathlib import Path
 
-from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
-from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
-
 from fintune.prompt import NO_THINK
 from fintune.recipe import RunArguments
 from fintune.task import Task
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
 
 TINY = "tiny"  # the model_name_or_path that is built instead of loaded
 

@@ -5,11 +5,11 @@ import os
 from pathlib import Path
 from urllib.parse import urlparse
 
-from transformers import TrainingArguments
-
 import wandb
 from fintune.machine import reachable
 from fintune.recipe import Recipe, dump_recipe
+
+from transformers import TrainingArguments
 
 
 def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:

@@ -7,14 +7,14 @@ Rows are blind to each other and keep their positions, so loss and gradients equ
 
 from dataclasses import dataclass
 
+from fintune.prompt import IGNORE
+from fintune.scoring import common_prefix
+
 import torch
 import torch.nn.functional as F
 from datasets import Dataset
 from peft.helpers import disable_input_dtype_casting
 from trl import SFTTrainer
-
-from fintune.prompt import IGNORE
-from fintune.scoring import common_prefix
 
 
 @dataclass
