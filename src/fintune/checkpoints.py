@@ -57,7 +57,7 @@ def interruptible(trainer: Trainer, keeper: KeepCheckpoints) -> Iterator[None]:
         if handle is not None and handle.id in handle.hooks_dict_ref():
             deactivate_neftune(trainer.model, handle, trainer.accelerator)
     if keeper.signum:
-        raise Stopped(keeper.signum, f"checkpoint-{trainer.state.global_step} in {trainer.args.output_dir}")
+        raise Stopped(keeper.signum, f"{trainer.args.output_dir}/checkpoint-{trainer.state.global_step}")
 
 
 def checkpoint_to_resume(folder: Path, wanted: str | None, recipe: dict) -> str | None:
