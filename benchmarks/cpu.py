@@ -6,9 +6,7 @@ body and not its vocabulary costs the time; speed does not depend on the weights
 
 import argparse
 import json
-import multiprocessing
 import platform
-import resource
 import sys
 import tempfile
 from pathlib import Path
@@ -38,7 +36,6 @@ SHAPE = {
     "tie_word_embeddings": True,
 }
 ROUNDS, UPDATES, TEXTS, PER_LABEL = 5, 2, 192, 6
-SPAWN = multiprocessing.get_context("spawn")
 # (what, ours, against, must reach for sentiment and topic)
 GOALS = [
     ("training", "shared prefix 12 x 1", "stock 3 x 4, checkpointing", (3, 5)),
@@ -72,12 +69,6 @@ def ways_of(name: str, folder: Path) -> dict[str, dict]:
     }
 
 
-def peak_ram(task: str, kind: str, way: str, folder: Path, answers) -> None:
-    """Peak resident memory of one way in a process of its own, the same for all before it runs, in MiB."""
-    ways_of(task, folder)[kind][way]()
-    answers.put(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default=platform.node(), help="of the result's file: the machine's host name")
@@ -91,21 +82,16 @@ def main() -> None:
             found = {kind: measure.interleaved(ways[kind], ROUNDS) for kind in ways}
             report["rows_per_second"][task] = found
             for kind, ours, against, goals in GOALS:
-                report["ratios"].append(ratio(task, kind, ours, against, goals[at], found[kind], Path(folder)))
+                report["ratios"].append(ratio(task, kind, ours, against, goals[at], found[kind]))
     target.write_text(json.dumps(report, indent=2) + "\n")
     show(report)
     print(f"written to {target.relative_to(ROOT)}")
 
 
-def ratio(task: str, kind: str, ours: str, against: str, goal: float | None, found: dict, folder: Path) -> dict:
-    """Ours against the best batch size of a stock way: medians of rows per second, and peak memory of each."""
+def ratio(task: str, kind: str, ours: str, against: str, goal: float | None, found: dict) -> dict:
+    """Ours against the best batch size of a stock way: medians of rows per second."""
     batches = [name for name in found if name == against or name.startswith(f"{against}, batch")]
     stock = max(batches, key=lambda name: found[name]["median"])
-    for way in (ours, stock):
-        if "peak_ram_mib" not in found[way]:
-            answers = SPAWN.Queue()
-            SPAWN.Process(target=peak_ram, args=(task, kind, way, folder, answers)).start()
-            found[way]["peak_ram_mib"] = answers.get(timeout=900)
     return {
         "what": f"{kind}, {task}",
         "against": stock,
@@ -113,18 +99,16 @@ def ratio(task: str, kind: str, ours: str, against: str, goal: float | None, fou
         "stock": found[stock]["median"],
         "ratio": found[ours]["median"] / found[stock]["median"],
         "must_reach": goal,
-        "memory_mib": [found[ours]["peak_ram_mib"], found[stock]["peak_ram_mib"]],
     }
 
 
 def show(report: dict) -> None:
     table = Table(title=f"rows per second, {report['machine']['processor']}, {report['machine']['cores']} threads")
-    for column in ("what", "against", "ours", "stock", "ratio", "goal", "memory MiB, ours", "stock"):
+    for column in ("what", "against", "ours", "stock", "ratio", "goal"):
         table.add_column(column, justify="left" if column in ("what", "against") else "right")
     for row in report["ratios"]:
         goal = f"{row['must_reach']:g}" if row["must_reach"] else ""
-        memory = [f"{value:.0f}" for value in row["memory_mib"]]
-        figures = [f"{row['ours']:.1f}", f"{row['stock']:.1f}", f"{row['ratio']:.1f}", goal, *memory]
+        figures = [f"{row['ours']:.1f}", f"{row['stock']:.1f}", f"{row['ratio']:.1f}", goal]
         table.add_row(row["what"], row["against"], *figures)
     Console(width=140).print(table)
 
