@@ -383,8 +383,9 @@ def publish(groups: list[Group]) -> None:
     """
     if importlib.util.find_spec("wandb_workspaces") is None:
         raise UserError("--wandb: wandb-workspaces is not installed; pip install -e '.[report]', or leave --wandb out")
-    import wandb  # here, not above: with machine and tracking it takes ten seconds
     from fintune import machine, tracking
+
+    import wandb  # here, not above: with machine and tracking it takes ten seconds
 
     host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
     if not tracking.has_key(host):

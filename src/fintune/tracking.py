@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from urllib.parse import urlparse
 
-import wandb
 from fintune.machine import reachable
 from fintune.recipe import Recipe, dump_recipe
 
+import wandb
 from transformers import TrainingArguments
 
 
