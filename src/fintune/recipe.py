@@ -40,6 +40,9 @@ class RunArguments:
         default=None,
         metadata={"help": "Qwen3Config keys of the model that is built when model_name_or_path is `tiny`."},
     )
+    sample_epochs: float | None = field(
+        default=None, metadata={"help": "num_train_epochs where the invented sample, a few hundred rows, stands in."}
+    )
     tiny_vocab_size: int = field(default=8192, metadata={"help": "Size of the BPE vocabulary that is trained for it."})
 
 
