@@ -28,7 +28,7 @@ def main(argv: list[str]) -> None:
 
     # Rows, and the one function that turns them into token ids
     data = load_data(task, allow_sample=base == TINY)
-    if data.source == "sample":
+    if data.source == "sample" and "--num_train_epochs" not in argv:
         training_args.num_train_epochs = run_args.sample_epochs or training_args.num_train_epochs
     if base == TINY:
         base = build_tiny(folder / "staging/base", task, data.splits["train"]["text"], run_args, training_args)
