@@ -40,8 +40,6 @@ def main(argv: list[str]) -> None:
     print(f"one row, its trained tokens in ⟦⟧:\n{prompt.show(train_dataset[0])}")
 
     # The method: SFTTrainer adds NEFTune's noise (neftune_noise_alpha), PEFT the adapter, scaled by alpha / sqrt(r)
-    if run_args.batching != "padded":
-        model_args.attn_implementation = "sdpa"  # rows of one line need a mask, which FlashAttention 2 does not take
     training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are ready: nothing to render, cut or drop
     collator = OneLine.of(run_args.batching, train_dataset, eval_dataset)
     trainer = (OneLineTrainer if collator else SFTTrainer)(

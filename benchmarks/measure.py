@@ -1,5 +1,6 @@
 """Training and scoring against the stock ways, for any model and machine, interleaved in one process."""
 
+import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -28,17 +29,17 @@ UPDATE = 12  # rows
 def training(model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path, updates: int, bf16: bool) -> dict:
     """Name -> function that runs the same updates (forward and backward, no optimiser) and returns rows done.
 
-    Three trainers share one adapter model: TRL's own with the paper's 3 x 4 and SFTConfig's gradient checkpointing,
-    the same without, and this project's shared prefix at 12 x 1.
+    TRL's own trainer with the paper's 3 x 4, with SFTConfig's gradient checkpointing and without, and this project's
+    shared prefix at 12 x 1; each on an adapter model of its own over the same base weights.
     """
-    model = get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **LORA))
     dataset = prompt.training_rows(rows)
     batches = [list(dataset.select(range(i, i + UPDATE))) for i in range(0, updates * UPDATE, UPDATE)]
 
-    def trainer(batching: str, checkpointing: bool):
+    def way(batching: str, rows_at_once: int, checkpointing: bool) -> Callable[[], int]:
+        base = copy.deepcopy(model, memo={id(weights): weights for weights in model.parameters()})
         collator = OneLine.of(batching, dataset)
-        made = (OneLineTrainer if collator else SFTTrainer)(
-            model=model,
+        trainer = (OneLineTrainer if collator else SFTTrainer)(
+            model=get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA)),
             args=SFTConfig(
                 str(folder), report_to="none", bf16=bf16, gradient_checkpointing=checkpointing, neftune_noise_alpha=0.3
             ),
@@ -46,23 +47,25 @@ def training(model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path
             data_collator=collator,
             processing_class=prompt.tokenizer,
         )
-        made.model.train()
-        return made
+        trainer.model.train()
+        if checkpointing:
+            trainer.model.gradient_checkpointing_enable()
 
-    def run(made, rows_at_once: int, checkpointing: bool) -> int:
-        (model.gradient_checkpointing_enable if checkpointing else model.gradient_checkpointing_disable)()
-        for batch in batches:
-            tokens = torch.tensor(sum(label != IGNORE for row in batch for label in row["labels"]))
-            for i in range(0, UPDATE, rows_at_once):
-                made.training_step(model, made.data_collator(batch[i : i + rows_at_once]), tokens.to(model.device))
-            model.zero_grad()
-        return len(batches) * UPDATE
+        def run() -> int:
+            for batch in batches:
+                tokens = torch.tensor(sum(label != IGNORE for row in batch for label in row["labels"]))
+                for i in range(0, UPDATE, rows_at_once):
+                    inputs = trainer.data_collator(batch[i : i + rows_at_once])
+                    trainer.training_step(trainer.model, inputs, tokens.to(model.device))
+                trainer.model.zero_grad()
+            return len(batches) * UPDATE
 
-    stock, shared = trainer("padded", True), trainer("shared_prefix", False)
+        return run
+
     return {
-        "stock 3 x 4, checkpointing": lambda: run(stock, 3, True),
-        "stock 3 x 4": lambda: run(stock, 3, False),
-        "shared prefix 12 x 1": lambda: run(shared, 12, False),
+        "stock 3 x 4, checkpointing": way("padded", 3, True),
+        "stock 3 x 4": way("padded", 3, False),
+        "shared prefix 12 x 1": way("shared_prefix", 12, False),
     }
 
 

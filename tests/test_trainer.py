@@ -90,15 +90,16 @@ def test_a_row_cannot_see_its_neighbour(toy, tmp_path):
     assert shared > 10
 
     def first_row(batch):
-        inputs = {key: batch[key] for key in ("input_ids", "position_ids", "attention_mask")}
+        layout = ("key_tokens", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k")
+        inputs = {key: batch[key] for key in ("input_ids", "position_ids", *layout)}
         return trainer.model(**inputs).logits[0, :first]
 
     changed = {**batch, "input_ids": batch["input_ids"].clone()}
     changed["input_ids"][0, first:] = 7  # every token of the neighbours
     assert torch.equal(first_row(batch), first_row(changed))
-    leaky = {**batch, "attention_mask": torch.ones_like(batch["attention_mask"])}
-    leaky_changed = {**changed, "attention_mask": leaky["attention_mask"]}
-    assert not torch.equal(first_row(leaky), first_row(leaky_changed))  # the check can fail
+    leaky = {"key_tokens": batch["key_tokens"].clone()}
+    leaky["key_tokens"][shared] = first  # the first key of the first row is now its neighbour's
+    assert not torch.equal(first_row(batch | leaky), first_row(changed | leaky))  # the check can fail
 
 
 def test_positions_continue_from_the_shared_prefix(toy, tmp_path):

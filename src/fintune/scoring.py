@@ -72,7 +72,7 @@ class Scorer:
         """
         Args:
             model: a causal language model, PEFT-wrapped or not; it is put into evaluation mode while scoring.
-            tokens_per_batch: tokens in one forward; default 4,096 on the CPU and 65,536 on a GPU.
+            tokens_per_batch: tokens in one forward; default 768 on the CPU, whose caches hold them, and 65,536 on a GPU.
 
         Raises:
             UserError: the model bends its logits behind the head, which a score read at the head would miss.
@@ -85,7 +85,7 @@ class Scorer:
             )
         self.prompt, self.tree = prompt, label_tree(prompt.label_ids)
         on_cpu = self.model.device.type == "cpu"
-        self.tokens_per_batch = tokens_per_batch or (4096 if on_cpu else 65536)
+        self.tokens_per_batch = tokens_per_batch or (768 if on_cpu else 65536)
 
     def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
         """(texts, labels) probabilities; see `log_likelihoods`."""
@@ -152,15 +152,17 @@ class Scorer:
         sees[:, :, text:, shared + text :] = tree.sees
         sees[:, 0, column, shared + column] = True  # padding sees itself: a row of nothing would be NaN
 
+        read = torch.arange(text - 1, text + nodes, device=device)  # where a label token is predicted
         cache = DynamicCache(((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in prefix or ()))
-        hidden = self.model.base_model(
-            input_ids=ids.to(device),
-            attention_mask=sees.to(device),
-            position_ids=(position + shared).to(device),
-            past_key_values=cache,
-            use_cache=True,
-        ).last_hidden_state[:, text - 1 :]
-        return self._path_sums(hidden)
+        with last_mlp_at(self.model, read):
+            hidden = self.model.base_model(
+                input_ids=ids.to(device),
+                attention_mask=sees.to(device),
+                position_ids=(position + shared).to(device),
+                past_key_values=cache,
+                use_cache=True,
+            ).last_hidden_state
+        return self._path_sums(hidden[:, read])
 
     def _path_sums(self, hidden: torch.Tensor) -> np.ndarray:
         """(rows, nodes + 1, hidden) states to (rows, labels) sums of log-probabilities along each label's path."""
@@ -170,8 +172,8 @@ class Scorer:
         at_once = max(1, 2**27 // (vocabulary * hidden.shape[1]))  # logits of at most 2^27 floats, 512 MiB
         sums = []
         for part in hidden.split(at_once):
-            log_probs = torch.log_softmax(head(part).float(), dim=-1)
-            edges = log_probs[:, nodes, tokens].double().cpu()
+            logits = head(part).float()
+            edges = (logits[:, nodes, tokens] - logits.logsumexp(dim=-1)[:, nodes]).double().cpu()
             sums.append(torch.stack([edges[:, path].sum(dim=1) for path in self.tree.paths], dim=1))
         return torch.cat(sums).numpy()
 
@@ -183,6 +185,34 @@ def common_prefix(prompts: list[list[int]]) -> int:
     first, last = min(prompts), max(prompts)
     shared = next((i for i, pair in enumerate(zip(first, last, strict=False)) if pair[0] != pair[1]), len(first))
     return min(shared, min(map(len, prompts)) - 1)
+
+
+@contextmanager
+def last_mlp_at(model: PreTrainedModel, columns: torch.Tensor):
+    """Compute the last layer's MLP at these columns of the line alone: behind it only the head reads, and only there.
+
+    Exact at the columns; what the model gives elsewhere is of no use. Saves about 3/4 of a layer, in training too.
+    """
+    layers = getattr(model.get_decoder(), "layers", None)
+    if layers is None or not hasattr(layers[-1], "mlp"):
+        yield  # not built like LLaMA: nothing is saved
+        return
+    length = 0
+
+    def pick(module, args):
+        nonlocal length
+        length = args[0].shape[1]
+        return (args[0].index_select(1, columns),)
+
+    def put_back(module, args, out):
+        return out.new_zeros(out.shape[0], length, out.shape[2]).index_copy(1, columns, out)
+
+    hooks = layers[-1].mlp.register_forward_pre_hook(pick), layers[-1].mlp.register_forward_hook(put_back)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 @contextmanager
