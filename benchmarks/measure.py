@@ -69,18 +69,20 @@ def training(model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path
     }
 
 
-def scoring(model: PreTrainedModel, prompt: Prompt, texts: list[str], batch_sizes: list[int], per_label: int) -> dict:
+def scoring(
+    model: PreTrainedModel, prompt: Prompt, texts: list[str], against: str, batch_sizes: list[int], per_label: int
+) -> dict:
     """Name -> function that scores texts and returns rows done.
 
     Args:
-        batch_sizes: tried by the stock ways; the report keeps the best of each.
-        per_label: rows of the slow way, one request per label.
+        against: "generate", or "request per label", which is so slow that it gets `per_label` rows only.
+        batch_sizes: tried by the stock way; the report keeps the best.
     """
     scorer = Scorer(model, prompt)
+    stock, rows = (generate, texts) if against == "generate" else (requests, texts[:per_label])
     ways = {"label tree": lambda: len(scorer.probabilities(texts))}
     for size in batch_sizes:
-        ways[f"generate, batch {size}"] = lambda size=size: generate(model, prompt, texts, size)
-        ways[f"request per label, batch {size}"] = lambda size=size: requests(model, prompt, texts[:per_label], size)
+        ways[f"{against}, batch {size}"] = lambda size=size: stock(model, prompt, rows, size)
     return ways
 
 

@@ -5,6 +5,7 @@ not see each other: [instruction (cached) | text | label tree]. Log-probabilitie
 time (float32: 1e-4), whatever the batch.
 """
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
+FORCE_GQA = "TRANSFORMERS_SDPA_FORCE_GQA"  # read by transformers at every call
 LOGIT_BENDS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 
@@ -72,7 +74,7 @@ class Scorer:
         """
         Args:
             model: a causal language model, PEFT-wrapped or not; it is put into evaluation mode while scoring.
-            tokens_per_batch: tokens in one forward; default 768 on the CPU, whose caches hold them, and 65,536 on a GPU.
+            tokens_per_batch: tokens in one forward; default 1,024 on the CPU, for its caches, and 65,536 on a GPU.
 
         Raises:
             UserError: the model bends its logits behind the head, which a score read at the head would miss.
@@ -85,7 +87,7 @@ class Scorer:
             )
         self.prompt, self.tree = prompt, label_tree(prompt.label_ids)
         on_cpu = self.model.device.type == "cpu"
-        self.tokens_per_batch = tokens_per_batch or (768 if on_cpu else 65536)
+        self.tokens_per_batch = tokens_per_batch or (1024 if on_cpu else 65536)
 
     def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
         """(texts, labels) probabilities; see `log_likelihoods`."""
@@ -169,7 +171,8 @@ class Scorer:
         nodes, tokens = (torch.tensor(column, device=hidden.device) for column in zip(*self.tree.edges, strict=True))
         head = self.model.get_output_embeddings()
         vocabulary = head.weight.shape[0]
-        at_once = max(1, 2**27 // (vocabulary * hidden.shape[1]))  # logits of at most 2^27 floats, 512 MiB
+        floats = 2 ** (19 if hidden.device.type == "cpu" else 27)  # of logits: 2 MiB stay in a CPU's cache; 512 MiB
+        at_once = max(1, floats // (vocabulary * hidden.shape[1]))
         sums = []
         for part in hidden.split(at_once):
             logits = head(part).float()
@@ -218,14 +221,19 @@ def last_mlp_at(model: PreTrainedModel, columns: torch.Tensor):
 @contextmanager
 def _evaluation(model: PreTrainedModel):
     """No gradient, no dropout, no noise, attention that takes a mask; all put back afterwards."""
-    training, attention = model.training, model.config._attn_implementation
+    training, attention, gqa = model.training, model.config._attn_implementation, os.environ.get(FORCE_GQA)
     model.eval()
+    if model.device.type == "cpu":
+        os.environ[FORCE_GQA] = "1"  # keys are not repeated for each head; with a mask, a CUDA kernel needs them so
     if attention != "sdpa":
         model.set_attn_implementation("sdpa")
     try:
         with torch.no_grad():
             yield
     finally:
+        os.environ.pop(FORCE_GQA, None)
+        if gqa is not None:
+            os.environ[FORCE_GQA] = gqa
         model.train(training)
         if attention != "sdpa":
             model.set_attn_implementation(attention)
