@@ -42,6 +42,19 @@ def test_a_neighbour_in_the_batch_changes_nothing(toy):
     np.testing.assert_allclose(with_others[0], alone[0], atol=1e-4)
 
 
+def test_the_last_mlp_reads_what_the_head_reads(toy):
+    _, data, prompt, model = toy
+    read = []
+    mlp = model.model.layers[-1].mlp
+    hook = mlp.gate_proj.register_forward_hook(lambda module, inputs, output: read.append(output.shape[1]))
+    scorer = Scorer(model, prompt)
+    scorer.probabilities(data.splits["test"]["text"])
+    hook.remove()
+    assert read[0] > 10  # the instruction
+    assert set(read[1:]) == {len(scorer.tree.tokens) + 1}
+    assert len(mlp._forward_pre_hooks) == len(mlp._forward_hooks) == 0
+
+
 def test_the_model_is_left_as_it_was(toy):
     _, _, prompt, model = toy
     model.train()

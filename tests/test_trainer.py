@@ -3,7 +3,7 @@
 import math
 
 from fintune.prompt import IGNORE
-from fintune.trainer import OneLine, OneLineTrainer
+from fintune.trainer import CheapDropout, OneLine, OneLineTrainer
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from peft import LoraConfig, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
 
-def make_trainer(toy, batching: str, tmp_path, rows: int = 12, **config):
+def make_trainer(toy, batching: str, tmp_path, rows: int = 12, lora_dropout: float = 0.0, **config):
     _, data, prompt, model = toy
     torch.manual_seed(0)
     lora = {
@@ -19,7 +19,7 @@ def make_trainer(toy, batching: str, tmp_path, rows: int = 12, **config):
         "use_rslora": True,
         "target_modules": "all-linear",
         "init_lora_weights": False,
-        "lora_dropout": 0.0,
+        "lora_dropout": lora_dropout,
     }
     dataset = prompt.training_rows(data.splits["train"].select(range(rows)))
     collator = OneLine.of(batching, dataset)
@@ -80,6 +80,44 @@ def test_an_update_of_the_trainer_equals_stock_trls(toy, tmp_path, batching):
     stock = figures.pop(("padded", 4))
     for found in figures.values():
         assert found == pytest.approx(stock, rel=1e-4)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_the_last_mlp_reads_label_positions_alone_unless_checkpointing_needs_it_again(toy, tmp_path, checkpointing):
+    trainer, rows = make_trainer(toy, "shared_prefix", tmp_path)
+    trainer.args.gradient_checkpointing = checkpointing
+    expected_loss, expected = loss_and_gradients(trainer, [rows])
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable()
+    read = []
+    mlp = trainer.model.get_decoder().layers[-1].mlp
+    mlp.gate_proj.register_forward_hook(lambda module, inputs, output: read.append(output.shape[1]))
+    loss, gradients = loss_and_gradients(trainer, [rows])
+    batch = trainer.data_collator(rows)
+    whole, labels = batch["input_ids"].shape[1], len(batch["logits_to_keep"])
+    assert read == ([whole, whole] if checkpointing else [labels])
+    assert loss == pytest.approx(expected_loss, rel=1e-6)
+    for name, gradient in gradients.items():
+        torch.testing.assert_close(gradient, expected[name], rtol=1e-5, atol=1e-7)
+    assert len(mlp._forward_pre_hooks) == len(mlp._forward_hooks) == 0
+
+
+def test_cheap_dropout_is_dropout(toy, tmp_path):
+    dropout = CheapDropout(0.1)
+    hidden = torch.ones(7, 1001, 13)  # a size that 16-bit draws do not divide
+    torch.manual_seed(1)
+    first, second = dropout(hidden), dropout(hidden)
+    torch.manual_seed(1)
+    assert torch.equal(dropout(hidden), first)
+    assert not torch.equal(first, second)
+    assert first.unique().tolist() == [0.0, pytest.approx(1 / 0.9)]
+    share, deviation = (first == 0).float().mean().item(), math.sqrt(0.09 / hidden.numel())
+    assert abs(share - 0.1) < 5 * deviation
+    assert dropout.eval()(hidden) is hidden
+    trainer, _ = make_trainer(toy, "shared_prefix", tmp_path, lora_dropout=0.1)
+    kinds = [type(m) for name, m in trainer.model.named_modules() if name.endswith("lora_dropout.default")]
+    assert kinds == [CheapDropout] * 14  # seven a layer
+    assert not any(type(m) is torch.nn.Dropout for m in trainer.model.modules())
 
 
 def test_a_row_cannot_see_its_neighbour(toy, tmp_path):

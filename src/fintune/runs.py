@@ -21,7 +21,7 @@ from fintune.files import sha256, write_json, write_text
 from fintune.metrics import LabelMetrics
 from fintune.prompt import Prompt
 from fintune.recipe import Recipe, dump_recipe
-from fintune.scoring import Scorer
+from fintune.scoring import Scorer, evaluation
 from fintune.task import Task
 from fintune.tiny import TINY
 
@@ -110,9 +110,7 @@ def answers_at_once(model: PreTrainedModel, prompt: Prompt, texts: list[str]) ->
     for row, prompt_ids in enumerate(prompts):
         ids[row, longest - len(prompt_ids) :] = torch.tensor(prompt_ids)
     mask = (torch.arange(longest) >= longest - torch.tensor([len(p) for p in prompts])[:, None]).long()
-    training = model.training
-    model.eval()
-    with torch.no_grad():
+    with evaluation(model):
         answers = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
@@ -124,7 +122,6 @@ def answers_at_once(model: PreTrainedModel, prompt: Prompt, texts: list[str]) ->
             pad_token_id=prompt.tokenizer.pad_token_id,
             eos_token_id=prompt.tokenizer.eos_token_id,
         )[:, longest:].tolist()
-    model.train(training)
     misses = [answer for answer in answers if not any(answer[: len(label)] == label for label in prompt.label_ids)]
     report = {"rows": len(prompts), "share": 1 - len(misses) / len(prompts)}
     if misses:

@@ -110,7 +110,7 @@ class Scorer:
         """
         prompts = self.prompt.encode(texts)
         scores = np.empty((len(prompts), len(self.tree.paths)))
-        with _evaluation(self.model), tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
+        with evaluation(self.model), tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
             shared = common_prefix(prompts)
             prefix = self._prefix_cache(prompts[0][:shared]) if shared else None
             for rows in self._batches(prompts, shared):
@@ -219,7 +219,7 @@ def last_mlp_at(model: PreTrainedModel, columns: torch.Tensor):
 
 
 @contextmanager
-def _evaluation(model: PreTrainedModel):
+def evaluation(model: PreTrainedModel):
     """No gradient, no dropout, no noise, attention that takes a mask; all put back afterwards."""
     training, attention, gqa = model.training, model.config._attn_implementation, os.environ.get(FORCE_GQA)
     model.eval()
