@@ -130,7 +130,7 @@ def test_each_architecture_trains_and_is_scored(kind, task_folder, texts):
 def test_it_learns(task_folder, texts):
     """By its training loss, in nats from log(3): the toy's test rows may be of sentences that training never saw."""
     base = save_encoder(task_folder / "base", "bert", texts)
-    flags = ["--num_train_epochs", "12", "--early_stopping_patience", "12", "--logging_steps", "1"]
+    flags = ["--num_train_epochs", "20", "--early_stopping_patience", "20", "--logging_steps", "1"]
     script("train_cls").main(argv(base, *flags, "--learning_rate", "3e-3", "--per_device_train_batch_size", "8"))
     log = json.loads((task_folder / "runs/toy/x/metrics.json").read_text())["training"]["log"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
