@@ -1,20 +1,33 @@
 """Training and scoring against the stock ways, for any model and machine, interleaved in one process."""
 
 import copy
+import ctypes
+import gc
+import json
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from fintune import machine
+from fintune.data import load_data
 from fintune.prompt import IGNORE, Prompt
-from fintune.scoring import Scorer
+from fintune.recipe import read_layer
+from fintune.scoring import Scorer, common_prefix, label_tree
+from fintune.task import TASK_KEYS, make_task
+from fintune.tiny import train_tokenizer
 from fintune.trainer import OneLine, OneLineTrainer
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
-from transformers import PreTrainedModel
+from rich.console import Console
+from rich.table import Table
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, set_seed
 from trl import SFTConfig, SFTTrainer
+
+ROOT = Path(__file__).resolve().parents[1]
 
 LORA = {
     "r": 8,
@@ -24,15 +37,78 @@ LORA = {
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 UPDATE = 12  # rows
+AGAINST = {"sentiment": "generate", "topic": "request per label"}  # how peers score a few labels, and many
 
 
-def training(model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path, updates: int, bf16: bool) -> dict:
+def random_model(shape: dict, device: str, dtype: str) -> PreTrainedModel:
+    """A Qwen3 of that shape with random weights."""
+    set_seed(0)
+    with torch.device(device):
+        return Qwen3ForCausalLM._from_config(Qwen3Config(**shape), dtype=getattr(torch, dtype)).eval()
+
+
+def setting(name: str, max_length: int = 360):
+    """(prompt, data) of a task, with a vocabulary of up to 8,192 tokens trained on its own texts."""
+    path = ROOT / f"data/{name}.yaml"
+    task = make_task({key: value for key, value in read_layer(path).items() if key in TASK_KEYS}, str(path))
+    data = load_data(task, allow_sample=True)
+    tokenizer = train_tokenizer(task, data.splits["train"]["text"], 8192)
+    tokenizer.chat_template = (ROOT / "templates/qwen3-chat.jinja").read_text()
+    return Prompt(task, tokenizer, max_length), data
+
+
+def compare(
+    model: PreTrainedModel,
+    goals: list[tuple],
+    rounds: int,
+    updates: int,
+    texts: int,
+    per_label: int,
+    batches: list[int],
+) -> dict:
+    """Both tasks, ours against every stock way, as far as `goals` names it.
+
+    Args:
+        goals: (training or scoring, our way, stock way, goal for sentiment and for topic, None where not compared).
+        updates: of 12 rows, in one turn of a way of training.
+        texts, per_label: rows that are scored in one turn; the second for a request per label, which is slow.
+        batches: batch sizes that the stock ways of scoring try; their best counts.
+    """
+    report = {"machine": machine.description(), "rounds": rounds, "tasks": {}, "rows_per_second": {}, "ratios": []}
+    for at, task in enumerate(AGAINST):
+        prompt, data = setting(task)
+        model.config.pad_token_id = prompt.tokenizer.pad_token_id
+        rows = data.splits["train"].select(range(min(texts, len(data.splits["train"]))))
+        prompts = prompt.encode(rows["text"])
+        shared = common_prefix(prompts)
+        report["tasks"][task] = {
+            "data": data.source,
+            "instruction_tokens": shared,
+            "text_tokens": statistics.mean(map(len, prompts)) - shared,  # and the frame behind the text
+            "label_tree_tokens": len(label_tree(prompt.label_ids).tokens),
+            "vocabulary": len(prompt.tokenizer),
+        }
+        with tempfile.TemporaryDirectory() as folder:
+            found = {
+                "scoring": interleaved(
+                    scoring(model, prompt, list(rows["text"]), AGAINST[task], batches, per_label), rounds
+                ),
+                "training": interleaved(training(model, prompt, data.splits["train"], Path(folder), updates), rounds),
+            }
+        report["rows_per_second"][task] = found
+        for kind, ours, against, goal in goals:
+            if goal[at]:
+                report["ratios"].append(ratio(task, kind, ours, against, goal[at], found[kind]))
+    return report
+
+
+def training(model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path, updates: int) -> dict:
     """Name -> function that runs the same updates (forward and backward, no optimiser) and returns rows done.
 
     TRL's own trainer with the paper's 3 x 4, with SFTConfig's gradient checkpointing and without, and this project's
     shared prefix at 12 x 1; each on an adapter model of its own over the same base weights.
     """
-    dataset = prompt.training_rows(rows)
+    dataset, bf16 = prompt.training_rows(rows), model.dtype == torch.bfloat16
     batches = [list(dataset.select(range(i, i + UPDATE))) for i in range(0, updates * UPDATE, UPDATE)]
 
     def way(batching: str, rows_at_once: int, checkpointing: bool) -> Callable[[], int]:
@@ -133,24 +209,84 @@ def interleaved(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, di
     """Rows per second of each way: one warm-up, then rounds in which every way takes its turn.
 
     Returns:
-        name -> median, low and high rows per second over the rounds, and peak GPU memory in GiB where there is a GPU.
+        name -> median, low and high rows per second over the rounds, and peak_mib: the most memory it took at once
+        beyond what was held before it began, the GPU's where there is one, else resident; the median of the rounds.
     """
     speeds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks: dict[str, float] = {}
-    on_gpu = torch.cuda.is_available()
+    peaks: dict[str, list[float]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, run in ways.items():
-            if on_gpu:
-                torch.cuda.reset_peak_memory_stats()
+            held = _reset_peak()
             started = time.perf_counter()
             rows = run()
-            if on_gpu:
+            if torch.cuda.is_available():
                 torch.cuda.synchronize()
-                peaks[name] = torch.cuda.max_memory_allocated() / 2**30
+            seconds = time.perf_counter() - started
             if turn:
-                speeds[name].append(rows / (time.perf_counter() - started))
+                speeds[name].append(rows / seconds)
+                peaks[name].append((_peak() - held) / 2**20)
     return {
-        name: {"median": statistics.median(found), "low": min(found), "high": max(found)}
-        | ({"peak_gpu_gib": peaks[name]} if on_gpu else {})
+        name: {
+            "median": statistics.median(found),
+            "low": min(found),
+            "high": max(found),
+            "peak_mib": statistics.median(peaks[name]),
+        }
         for name, found in speeds.items()
     }
+
+
+def _reset_peak() -> int:
+    """Let the peak begin anew at what is held now; bytes."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+    ctypes.CDLL(None).malloc_trim(0)  # what an earlier way freed would hide what this one takes
+    Path("/proc/self/clear_refs").write_text("5")  # proc(5): VmHWM begins anew
+    return _status("VmRSS")
+
+
+def _peak() -> int:
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else _status("VmHWM")
+
+
+def _status(key: str) -> int:
+    [line] = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{key}:")]
+    return int(line.split()[1]) * 1024
+
+
+def ratio(task: str, kind: str, ours: str, against: str, goal: float, found: dict) -> dict:
+    """Ours against the best batch size of a stock way: medians of rows per second."""
+    batches = [name for name in found if name == against or name.startswith(f"{against}, batch")]
+    stock = max(batches, key=lambda name: found[name]["median"])
+    return {
+        "what": f"{kind}, {task}",
+        "against": stock,
+        "ours": found[ours]["median"],
+        "stock": found[stock]["median"],
+        "ratio": found[ours]["median"] / found[stock]["median"],
+        "must_reach": goal,
+        "peak_mib": found[ours]["peak_mib"],
+        "peak_mib_stock": found[stock]["peak_mib"],
+    }
+
+
+def show(report: dict) -> None:
+    where = report["machine"]["gpu"] or f"{report['machine']['processor']}, {report['machine']['cores']} threads"
+    table = Table(title=f"rows per second, and peak memory beyond the model's; {where}")
+    for column in ("what", "against", "ours", "stock", "ratio", "goal", "peak MiB", "stock"):
+        table.add_column(column, justify="left" if column in ("what", "against") else "right")
+    for row in report["ratios"]:
+        figures = [f"{row['ours']:.1f}", f"{row['stock']:.2f}", f"{row['ratio']:.2f}", f"{row['must_reach']:g}"]
+        peaks = f"{row['peak_mib']:.0f}", f"{row['peak_mib_stock']:.0f}"
+        table.add_row(row["what"], row["against"], *figures, *peaks)
+    Console(width=140).print(table)
+
+
+def save(report: dict, name: str) -> None:
+    target = ROOT / "benchmarks/results" / f"{name}.json"
+    target.parent.mkdir(exist_ok=True)
+    target.write_text(json.dumps(report, indent=2) + "\n")
+    print(f"written to {target.relative_to(ROOT)}")

@@ -1,7 +1,9 @@
 """Label probabilities against a plain computation, one label at a time."""
 
+import sys
+
 from fintune.runs import answers_at_once, explain_answers
-from fintune.scoring import Scorer, common_prefix, label_tree
+from fintune.scoring import Scorer, common_prefix, evaluation, label_tree
 
 import numpy as np
 import pytest
@@ -53,6 +55,20 @@ def test_the_last_mlp_reads_what_the_head_reads(toy):
     assert read[0] > 10  # the instruction
     assert set(read[1:]) == {len(scorer.tree.tokens) + 1}
     assert len(mlp._forward_pre_hooks) == len(mlp._forward_hooks) == 0
+
+
+def test_the_lean_rotation_is_the_models_own(toy):
+    module = sys.modules[type(toy[3]).__module__]
+    theirs = module.apply_rotary_pos_emb
+    query, key = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
+    angles = torch.rand(2, 5, 4).repeat(1, 1, 2)  # transformers gives each pair's angle twice
+    with evaluation(toy[3]):
+        assert module.apply_rotary_pos_emb is not theirs
+        found = module.apply_rotary_pos_emb(query, key, angles.cos(), angles.sin())
+        expected = theirs(query, key, angles.cos(), angles.sin())
+    assert module.apply_rotary_pos_emb is theirs
+    for ours, transformers in zip(found, expected, strict=True):
+        torch.testing.assert_close(ours, transformers, rtol=1e-6, atol=1e-6)
 
 
 def test_the_model_is_left_as_it_was(toy):

@@ -40,6 +40,8 @@ from transformers import (
     Trainer,
     TrainerCallback,
 )
+from transformers.integrations.liger import apply_liger_kernel
+from transformers.utils import is_liger_kernel_available
 from trl import ModelConfig, get_peft_config, get_quantization_config
 
 SCHEMA = 1  # of metrics.json; readers leave out what they do not know
@@ -197,7 +199,7 @@ def load_model(
         )
     print(
         f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, "
-        f"attention {model.config._attn_implementation}"
+        f"attention {model.config._attn_implementation}{', liger layers' * use_liger(model)}"
     )
     if adapter is None:
         return model
@@ -207,6 +209,14 @@ def load_model(
             return PeftModel.from_pretrained(model, adapter)
         except (UserWarning, RuntimeError, ValueError, SafetensorError) as error:
             raise UserError(f"{adapter}: its adapter does not fit {base}: {error}; train the run again") from error
+
+
+def use_liger(model: PreTrainedModel) -> bool:
+    """Fuse a model's norms, rotations and SwiGLU in place, on CUDA where liger-kernel is installed; whether it did."""
+    fits = model.device.type == "cuda" and is_liger_kernel_available()
+    if fits:  # the loss is computed at the label alone, where nothing is left to fuse
+        apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
+    return fits
 
 
 class missing_model:
