@@ -2,6 +2,7 @@
 
 The model is a random Qwen3 of 30 million parameters (512 wide, 8 layers, 8 and 4 heads, vocabulary 8,192), so that its
 body and not its vocabulary costs the time; speed does not depend on the weights. Texts are those of the two tasks.
+How scoring grows from 1,000 to 100,000 rows is measured with the shape of `tiny`, and drawn.
 """
 
 import argparse
@@ -10,7 +11,14 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
+from fintune.recipe import read_layer
+from fintune.scoring import Scorer
+
+import matplotlib
 import measure
+
+matplotlib.use("agg")  # no screen needed
+import matplotlib.pyplot as plt
 
 SHAPE = {
     "vocab_size": 8192,
@@ -31,6 +39,8 @@ GOALS = [
     ("scoring", "label tree", "request per label", (None, 35)),
 ]
 
+GROWTH = [1_000, 3_000, 10_000, 30_000, 100_000]  # rows
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -39,7 +49,43 @@ def main() -> None:
     model = measure.random_model(SHAPE, "cpu", "float32")
     report = measure.compare(model, GOALS, ROUNDS, UPDATES, TEXTS, PER_LABEL, BATCHES)
     measure.show(report)
-    measure.save(report | {"model": SHAPE | {"dtype": "float32"}}, name)
+    report |= {"model": SHAPE | {"dtype": "float32"}, "growth": growth()}
+    measure.save(report, name)
+    draw(report, measure.RESULTS / f"{name}-growth.png")
+
+
+def growth() -> list[dict]:
+    """Rows per second and peak memory of scoring the sentiment sample's texts, made distinct by a number."""
+    prompt, data = measure.setting("sentiment")
+    shape = read_layer(measure.ROOT / "configs/tiny.yaml")["tiny_config"] | {"vocab_size": 8192}
+    scorer = Scorer(measure.random_model(shape, "cpu", "float32"), prompt)
+    texts = list(data.splits["train"]["text"])
+    scorer.probabilities(texts)  # warm-up
+    found = []
+    for rows in GROWTH:
+        many = [f"{texts[row % len(texts)]} {row}" for row in range(rows)]
+        way = measure.once(lambda many=many: len(scorer.probabilities(many, progress=f"{len(many):,} rows")))
+        found.append({"rows": rows} | way)
+        print(f"{rows:,} rows: {way['rows_per_second']:.0f} a second, {way['peak_mib']:.0f} MiB beyond the model")
+    return found
+
+
+def draw(report: dict, path: Path) -> None:
+    rows = [point["rows"] for point in report["growth"]]
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.2), layout="constrained")
+    left.plot(rows, [point["rows_per_second"] for point in report["growth"]], "o-", color="#0072b2")
+    left.set(ylabel="rows per second", title="Speed of scoring")
+    right.plot(rows, [point["peak_mib"] for point in report["growth"]], "o-", color="#d55e00")
+    right.set(ylabel="MiB beyond model and texts", title="Peak memory of scoring")
+    for axes in (left, right):
+        axes.set(xscale="log", xlabel="rows scored in one call", ylim=(0, None))
+        axes.grid(alpha=0.3)
+    figure.suptitle(
+        f"tiny (3 million parameters), float32, {report['machine']['processor']}, {report['machine']['cores']} cores",
+        fontsize=9,
+    )
+    figure.savefig(path, dpi=150)
+    print(f"drawn in {path.relative_to(measure.ROOT)}")
 
 
 if __name__ == "__main__":

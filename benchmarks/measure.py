@@ -28,6 +28,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, set_see
 from trl import SFTConfig, SFTTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks/results"
 
 LORA = {
     "r": 8,
@@ -209,31 +210,32 @@ def interleaved(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, di
     """Rows per second of each way: one warm-up, then rounds in which every way takes its turn.
 
     Returns:
-        name -> median, low and high rows per second over the rounds, and peak_mib: the most memory it took at once
-        beyond what was held before it began, the GPU's where there is one, else resident; the median of the rounds.
+        name -> median, low and high rows per second over the rounds, and the median of peak_mib: of the GPU where there
+        is one, else resident.
     """
-    speeds: dict[str, list[float]] = {name: [] for name in ways}
-    peaks: dict[str, list[float]] = {name: [] for name in ways}
+    found: dict[str, list[dict]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
         for name, run in ways.items():
-            held = _reset_peak()
-            started = time.perf_counter()
-            rows = run()
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
-            seconds = time.perf_counter() - started
+            way = once(run)
             if turn:
-                speeds[name].append(rows / seconds)
-                peaks[name].append((_peak() - held) / 2**20)
-    return {
-        name: {
-            "median": statistics.median(found),
-            "low": min(found),
-            "high": max(found),
-            "peak_mib": statistics.median(peaks[name]),
-        }
-        for name, found in speeds.items()
-    }
+                found[name].append(way)
+    figures = {}
+    for name, turns in found.items():
+        speeds = [way["rows_per_second"] for way in turns]
+        figures[name] = {"median": statistics.median(speeds), "low": min(speeds), "high": max(speeds)}
+        figures[name]["peak_mib"] = statistics.median(way["peak_mib"] for way in turns)
+    return figures
+
+
+def once(run: Callable[[], int]) -> dict[str, float]:
+    """Rows per second, and the most MiB that were held at once beyond what was held before."""
+    held = _reset_peak()
+    started = time.perf_counter()
+    rows = run()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    seconds = time.perf_counter() - started
+    return {"rows_per_second": rows / seconds, "peak_mib": (_peak() - held) / 2**20}
 
 
 def _reset_peak() -> int:
@@ -286,7 +288,7 @@ def show(report: dict) -> None:
 
 
 def save(report: dict, name: str) -> None:
-    target = ROOT / "benchmarks/results" / f"{name}.json"
-    target.parent.mkdir(exist_ok=True)
+    RESULTS.mkdir(exist_ok=True)
+    target = RESULTS / f"{name}.json"
     target.write_text(json.dumps(report, indent=2) + "\n")
     print(f"written to {target.relative_to(ROOT)}")

@@ -36,6 +36,21 @@ def test_scores_equal_one_label_at_a_time_whatever_the_batch(toy):
         np.testing.assert_allclose(Scorer(model, prompt).log_likelihoods([texts[row]])[0], expected[row], atol=1e-4)
 
 
+def test_many_texts_are_scored_in_parts_also_where_they_begin_alike(toy, monkeypatch):
+    _, data, prompt, model = toy
+    texts = [f"{company} cut its dividend" for company in ("Alder", "Alder Alder", "Alder Birch")]
+    texts += list(data.splits["test"]["text"][:5])
+    expected = one_label_at_a_time(model, prompt, texts)
+    monkeypatch.setattr("fintune.scoring.AT_ONCE", 3)
+    scorer = Scorer(model, prompt)
+    prefixes = []
+    computed = scorer._prefix_cache
+    monkeypatch.setattr(scorer, "_prefix_cache", lambda ids: prefixes.append(ids) or computed(ids))
+    np.testing.assert_allclose(scorer.log_likelihoods(texts), expected, atol=1e-4)
+    [prefix] = prefixes  # once, from the first three, whose first word is the same; the others share less of it
+    assert len(prefix) > common_prefix(prompt.encode(texts))
+
+
 def test_a_neighbour_in_the_batch_changes_nothing(toy):
     _, data, prompt, model = toy
     texts = data.splits["test"]["text"]

@@ -19,6 +19,7 @@ import torch
 from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
+AT_ONCE = 8192  # texts that are tokenised and sorted together: memory does not grow with their number
 FORCE_GQA = "TRANSFORMERS_SDPA_FORCE_GQA"  # read by transformers at every call
 LOGIT_BENDS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
@@ -110,14 +111,21 @@ class Scorer:
         Raises:
             UserError: a text is not a string, or empty.
         """
-        prompts = self.prompt.encode(texts)
-        scores = np.empty((len(prompts), len(self.tree.paths)))
-        with evaluation(self.model), tqdm(total=len(prompts), desc=progress, disable=progress is None) as bar:
-            shared = common_prefix(prompts)
-            prefix = self._prefix_cache(prompts[0][:shared]) if shared else None
-            for rows in self._batches(prompts, shared):
-                scores[rows] = self._score([prompts[row][shared:] for row in rows], prefix, shared)
-                bar.update(len(rows))
+        scores = np.empty((len(texts), len(self.tree.paths)))
+        prefix, cache = [], []
+        with evaluation(self.model), tqdm(total=len(texts), desc=progress, disable=progress is None) as bar:
+            for start in range(0, len(texts), AT_ONCE):
+                prompts = self.prompt.encode(texts[start : start + AT_ONCE])
+                if not start:
+                    prefix = prompts[0][: common_prefix(prompts)]
+                    cache = self._prefix_cache(prefix) if prefix else []
+                # one token more stands for a text, so that the whole of `prefix` may be shared
+                shared = common_prefix([*prompts, [*prefix, -1]])
+                known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in cache] if shared else []
+                for rows in self._batches(prompts, shared):
+                    found = self._score([prompts[row][shared:] for row in rows], known, shared)
+                    scores[[start + row for row in rows]] = found
+                    bar.update(len(rows))
         return scores
 
     def _batches(self, prompts: list[list[int]], shared: int) -> Iterator[list[int]]:
@@ -136,7 +144,7 @@ class Scorer:
         self.model.base_model(input_ids=ids, past_key_values=cache, use_cache=True)
         return [(layer.keys, layer.values) for layer in cache.layers]
 
-    def _score(self, suffixes: list[list[int]], prefix: list | None, shared: int) -> np.ndarray:
+    def _score(self, suffixes: list[list[int]], prefix: list, shared: int) -> np.ndarray:
         device, tree = self.model.device, self.tree
         rows, text, nodes = len(suffixes), max(map(len, suffixes)), len(tree.tokens)
         pad = torch.tensor([text - len(ids) for ids in suffixes])
@@ -157,7 +165,7 @@ class Scorer:
         sees[:, 0, column, shared + column] = True  # padding sees itself: a row of nothing would be NaN
 
         read = torch.arange(text - 1, text + nodes, device=device)  # where a label token is predicted
-        cache = DynamicCache(((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in prefix or ()))
+        cache = DynamicCache(((k.expand(rows, -1, -1, -1), v.expand(rows, -1, -1, -1)) for k, v in prefix))
         with last_mlp_at(self.model, read):
             hidden = self.model.base_model(
                 input_ids=ids.to(device),
