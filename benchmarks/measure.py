@@ -210,8 +210,8 @@ def interleaved(ways: dict[str, Callable[[], int]], rounds: int) -> dict[str, di
     """Rows per second of each way: one warm-up, then rounds in which every way takes its turn.
 
     Returns:
-        name -> median, low and high rows per second over the rounds, and the median of peak_mib: of the GPU where there
-        is one, else resident.
+        name -> median, low and high rows per second over the rounds, and the median of peak_mib: of GPU memory on a
+        GPU, else resident.
     """
     found: dict[str, list[dict]] = {name: [] for name in ways}
     for turn in range(rounds + 1):
