@@ -50,11 +50,14 @@ def main(argv: list[str]) -> None:
     tokenizer = runs.load_tokenizer(str(adapter or base), model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(task, tokenizer, training_args.max_length)
     model = runs.load_model(model_args, base, training_args.device, adapter)
-    metrics, predictions = runs.evaluate_model(task, data, prompt, model, args.split)
+    temperature = trained.get("calibration", {}).get("temperature", 1.0)  # fitted when it was trained
+    metrics, predictions = runs.evaluate_model(task, data, prompt, model, temperature, args.split)
 
     summary = trained.get("model") or runs.model_summary(model, base, model_args)
     result = runs.make_result(recipe, data, metrics, args.split, model=summary, training=trained.get("training"))
-    result |= {key: trained[key] for key in ("machine", "peak_memory_gib") if key in trained}  # those of the training
+    result |= {
+        key: trained[key] for key in ("machine", "peak_memory_gib", "calibration") if key in trained
+    }  # those of the training
     suffix = ("" if args.split == "test" else f"-{args.split}") + ("-flags" if trained and flags else "")
     runs.save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe
     runs.print_result(result)

@@ -57,11 +57,13 @@ def main(argv: list[str]) -> None:
         output = trainer.train(checkpoint)
 
     # The score: probabilities of the labels on the test split, set beside the paper's figure
-    metrics, predictions = classifier.evaluate_classifier(task, data, prompt, trainer.model)
+    calibration = classifier.calibrate_classifier(data, prompt, trainer.model)
+    temperature = calibration["temperature"]
+    metrics, predictions = classifier.evaluate_classifier(task, data, prompt, trainer.model, temperature)
     training = {**output.metrics, "updates": output.global_step, "resumed_from": checkpoint}
     training["log"] = trainer.state.log_history
     training |= {"best_update": trainer.state.best_global_step, "best_eval_accuracy": trainer.state.best_metric}
-    result = runs.make_result(recipe, data, metrics, model=summary, training=training)
+    result = runs.make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
     runs.save_run(folder, recipe, result, predictions, trainer.model, tokenizer)
     runs.print_result(result)
     tracking.log_result(recipe, training_args, result, predictions)

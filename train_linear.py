@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Literal
 
 from fintune import runs, tracking
+from fintune.calibration import calibrate
 from fintune.data import URL, load_data
 from fintune.errors import run
 from fintune.recipe import parse_recipe
@@ -75,10 +76,14 @@ def main(argv: list[str]) -> None:
     training = {"train_runtime": time.perf_counter() - started, "log": log, "best_eval_accuracy": best}
 
     # The score: probabilities of the labels on the test split, set beside the paper's figure
+    calibration = calibrate(np.asarray(model.predict_proba(validation["text"])), validation["label"])
     started = time.perf_counter()
     probabilities = np.asarray(model.predict_proba(test["text"]))
-    metrics, predictions = runs.score_split(task, data, "test", probabilities, time.perf_counter() - started)
-    result = runs.make_result(recipe, data, metrics, model=summary(model, linear_args), training=training)
+    metrics, predictions = runs.score_split(
+        task, data, "test", probabilities, calibration["temperature"], time.perf_counter() - started
+    )
+    made = {"model": summary(model, linear_args), "training": training, "calibration": calibration}
+    result = runs.make_result(recipe, data, metrics, **made)
     runs.save_run(folder, recipe, result, predictions)
     runs.print_result(result)
     tracking.log_result(recipe, linear_args, result, predictions)

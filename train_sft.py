@@ -62,10 +62,11 @@ def main(argv: list[str]) -> None:
         output = trainer.train(checkpoint)
 
     # The score: exact probabilities of whole labels on the test split, set beside the paper's figure
-    metrics, predictions = runs.evaluate_model(task, data, prompt, trainer.model)
+    calibration = runs.calibrate_model(data, prompt, trainer.model)
+    metrics, predictions = runs.evaluate_model(task, data, prompt, trainer.model, calibration["temperature"])
     training = {**output.metrics, "updates": output.global_step, "resumed_from": checkpoint}
     training["log"] = trainer.state.log_history
-    result = runs.make_result(recipe, data, metrics, model=summary, training=training)
+    result = runs.make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
     runs.save_run(folder, recipe, result, predictions, trainer.model, tokenizer)
     runs.print_result(result)
     tracking.log_result(recipe, training_args, result, predictions)

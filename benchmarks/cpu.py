@@ -33,7 +33,7 @@ SHAPE = {
 ROUNDS, UPDATES, TEXTS, PER_LABEL, BATCHES = 5, 2, 384, 6, [4, 8, 16]
 # (what, ours, against, must reach for sentiment and topic)
 GOALS = [
-    ("training", "shared prefix 12 x 1", "stock 3 x 4, checkpointing", (3, 5)),
+    ("training", "shared prefix 6 x 2", "stock 3 x 4, checkpointing", (3, 5)),
     ("training", "shared prefix 12 x 1", "stock 3 x 4", (2, 3)),
     ("scoring", "label tree", "generate", (2.5, None)),
     ("scoring", "label tree", "request per label", (None, 35)),

@@ -36,7 +36,7 @@ SHAPE = {  # config.json of Qwen/Qwen3-8B
 ROUNDS, UPDATES, TEXTS, PER_LABEL, BATCHES = 5, 2, 480, 48, [32, 64, 128]
 # (what, ours, against, aim for sentiment and topic)
 GOALS = [
-    ("training", "shared prefix 12 x 1", "stock 3 x 4, checkpointing", (4, 6)),
+    ("training", "shared prefix 6 x 2", "stock 3 x 4, checkpointing", (4, 6)),
     ("training", "shared prefix 12 x 1", "stock 3 x 4", (3, 4)),
     ("scoring", "label tree", "generate", (3, None)),
     ("scoring", "label tree", "request per label", (None, 40)),

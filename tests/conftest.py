@@ -33,6 +33,10 @@ COMPANIES = ["Alder", "Birch", "Cedar", "Elm", "Fir", "Hazel", "Larch", "Maple",
 def task_folder(tmp_path, monkeypatch):
     """data/toy.yaml, its CSV of 108 rows and its template in a folder of their own; labels share first tokens."""
     monkeypatch.chdir(tmp_path)
+    return write_task(tmp_path)
+
+
+def write_task(tmp_path: Path) -> Path:
     for name in ("data", "templates"):
         (tmp_path / name).mkdir()
     rows = [

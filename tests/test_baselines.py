@@ -5,6 +5,7 @@ import json
 from fintune import classifier, runs
 from fintune.classifier import ClassifierArguments, PlainText
 from fintune.errors import UserError
+from fintune.inference import Classifier
 from fintune.recipe import RunArguments, parse_recipe
 
 import numpy as np
@@ -122,9 +123,14 @@ def test_each_architecture_trains_and_is_scored(kind, task_folder, texts):
     )
     for row in rows[:4]:
         logits = model.eval()(**tokenizer(row["text"], return_tensors="pt", return_token_type_ids=False)).logits
-        probabilities = torch.softmax(logits[0].double(), dim=-1).tolist()
+        logits = logits.double() / result["calibration"]["temperature"]
+        probabilities = torch.softmax(logits[0], dim=-1).tolist()
         assert list(row["probabilities"].values()) == pytest.approx(probabilities, abs=1e-5)
         assert row["prediction"] == model.config.id2label[int(logits.argmax())]
+    labels, probabilities = Classifier.from_pretrained(folder)([row["text"] for row in rows])
+    assert labels == [row["prediction"] for row in rows]
+    expected = [list(row["probabilities"].values()) for row in rows]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
 
 
 def test_it_learns(task_folder, texts):

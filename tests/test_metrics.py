@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 
+from fintune.calibration import calibrate, scaled, threshold_for
 from fintune.metrics import LabelMetrics, accuracy_interval, expected_calibration_error
 
 import numpy as np
@@ -79,3 +80,28 @@ def test_the_script_itself_runs_from_the_root():
     done = subprocess.run([sys.executable, "evaluate.py", "--help"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0
     assert "--split" in done.stdout
+
+
+def test_temperature_is_the_one_that_was_put_in_and_changes_no_label():
+    rng = np.random.default_rng(0)
+    honest = rng.dirichlet([0.6] * 4, size=20_000)
+    labels = (honest.cumsum(axis=1) < rng.random((20_000, 1))).sum(axis=1)
+    for temperature in (0.5, 1.0, 2.5):
+        given = scaled(honest, 1 / temperature)  # 2.5: too sure of itself
+        found = calibrate(given, labels)
+        assert found["temperature"] == pytest.approx(temperature, rel=0.05)
+        assert found["ece_after"] < 0.015
+        np.testing.assert_allclose(scaled(given, found["temperature"]).sum(axis=1), 1)
+        assert (scaled(given, found["temperature"]).argmax(axis=1) == given.argmax(axis=1)).all()
+    assert calibrate(scaled(honest, 0.4), labels)["ece_before"] > 0.1
+    assert calibrate(np.array([[0.9, 0.1], [0.2, 0.8]]), [0, 1])["temperature"] == 1  # all right: nothing to fit
+
+
+def test_the_curve_gives_the_confidence_that_an_accuracy_needs():
+    probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
+    found = calibrate(probabilities, [0, 0, 1, 0])
+    confidence = scaled(probabilities, found["temperature"]).max(axis=1)
+    assert [(c, n) for c, n, _ in found["curve"]] == [(pytest.approx(c), n / 4) for n, c in enumerate(confidence, 1)]
+    assert [accuracy for _, _, accuracy in found["curve"]] == pytest.approx([1, 1, 2 / 3, 3 / 4])
+    assert threshold_for(found, 0.9) == pytest.approx(confidence[1])
+    assert threshold_for(found, 0.7) == pytest.approx(confidence[3])

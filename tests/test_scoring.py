@@ -72,16 +72,18 @@ def test_the_last_mlp_reads_what_the_head_reads(toy):
     assert len(mlp._forward_pre_hooks) == len(mlp._forward_hooks) == 0
 
 
-def test_the_lean_rotation_is_the_models_own(toy):
-    module = sys.modules[type(toy[3]).__module__]
-    theirs = module.apply_rotary_pos_emb
-    query, key = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8)
+def test_lean_layers_are_the_models_own(toy):
+    module, mlp = sys.modules[type(toy[3]).__module__], toy[3].model.layers[0].mlp
+    theirs, plain = module.apply_rotary_pos_emb, type(mlp).forward
+    query, key, hidden = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 5, 32)
     angles = torch.rand(2, 5, 4).repeat(1, 1, 2)  # transformers gives each pair's angle twice
     with evaluation(toy[3]):
         assert module.apply_rotary_pos_emb is not theirs
-        found = module.apply_rotary_pos_emb(query, key, angles.cos(), angles.sin())
-        expected = theirs(query, key, angles.cos(), angles.sin())
+        assert type(mlp).forward is not plain
+        found = [*module.apply_rotary_pos_emb(query, key, angles.cos(), angles.sin()), mlp(hidden)]
+        expected = [*theirs(query, key, angles.cos(), angles.sin()), plain(mlp, hidden)]
     assert module.apply_rotary_pos_emb is theirs
+    assert type(mlp).forward is plain
     for ours, transformers in zip(found, expected, strict=True):
         torch.testing.assert_close(ours, transformers, rtol=1e-6, atol=1e-6)
 

@@ -1,13 +1,13 @@
-"""Attention for rows that share one line: a row sees the shared tokens and its own, never a neighbour's.
+"""Attention where rows share their beginning, in training (`one_line`) and in scoring (`behind_prefix`).
 
-Registered with transformers under `one_line`. A call's keywords carry the layout, see `fintune.trainer.OneLine`.
+Registered with transformers under these names; the layout comes with the keywords of a call of the model.
 """
 
 import torch
 import torch.nn.functional as F
 from transformers import AttentionInterface
 
-ONE_LINE = "one_line"
+ONE_LINE, BEHIND_PREFIX = "one_line", "behind_prefix"
 
 
 def one_line_attention(
@@ -25,7 +25,9 @@ def one_line_attention(
     dropout: float = 0.0,
     **kwargs,
 ) -> tuple[torch.Tensor, None]:
-    """Causal attention inside each sequence: FlashAttention's varlen kernel on CUDA, one SDPA call a sequence else.
+    """Causal attention inside each sequence of one line: a row sees the shared tokens and its own, no neighbour's.
+
+    FlashAttention's varlen kernel on CUDA, else one SDPA call a sequence. `fintune.trainer.OneLine` makes the layout.
 
     Args:
         query, key, value: (1, heads, T, head size), keys and values with as many heads or a divisor of them.
@@ -58,4 +60,38 @@ def one_line_attention(
     return torch.cat(attended, 2).transpose(1, 2), None
 
 
+def behind_prefix_attention(
+    module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: None,
+    scaling: float,
+    prefix: list[tuple[torch.Tensor, torch.Tensor]] = (),
+    sees: torch.Tensor | None = None,
+    **kwargs,
+) -> tuple[torch.Tensor, None]:
+    """Attention of padded rows behind a prefix that all of them share; only one layer's keys are ever held.
+
+    Args:
+        query, key, value: (rows, heads, T, head size), keys and values with as many heads or a divisor of them.
+        prefix: keys and values of each layer, (1, heads, P, head size); none to compute the prefix itself.
+        sees: (rows, 1, T, P + T) 0 where a token sees another and -inf where not; None is causal.
+
+    Returns:
+        (rows, T, heads, head size), None.
+    """
+    if prefix:
+        shared = (states.expand(len(query), -1, -1, -1) for states in prefix[module.layer_idx])
+        key, value = (torch.cat(pair, 2) for pair in zip(shared, (key, value), strict=True))
+    groups = query.shape[1] // key.shape[1]
+    if query.is_cuda:  # with a mask, a CUDA kernel needs keys repeated for each head
+        key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    attended = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=sees, is_causal=sees is None, scale=scaling, enable_gqa=not query.is_cuda
+    )
+    return attended.transpose(1, 2), None
+
+
 AttentionInterface.register(ONE_LINE, one_line_attention)
+AttentionInterface.register(BEHIND_PREFIX, behind_prefix_attention)

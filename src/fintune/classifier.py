@@ -4,6 +4,7 @@ import time
 from dataclasses import dataclass, field
 
 from fintune import runs
+from fintune.calibration import calibrate
 from fintune.data import TaskData
 from fintune.errors import UserError
 from fintune.task import Task
@@ -220,11 +221,19 @@ def probabilities(
     return scores
 
 
-def evaluate_classifier(task: Task, data: TaskData, prompt: PlainText, model: PreTrainedModel, split: str = "test"):
+def calibrate_classifier(data: TaskData, prompt: PlainText, model: PreTrainedModel) -> dict:
+    """`calibrate` on the validation split."""
+    rows = data.splits["validation"]
+    return calibrate(probabilities(model, prompt, rows["text"], progress="calibrating"), rows["label"])
+
+
+def evaluate_classifier(
+    task: Task, data: TaskData, prompt: PlainText, model: PreTrainedModel, temperature: float, split: str = "test"
+):
     """Score a split; returns as `runs.score_split` does."""
     texts, cut_before = data.splits[split]["text"], prompt.cut_texts
     started = time.perf_counter()
     scores = probabilities(model, prompt, texts, progress=f"scoring {split}")
-    metrics, predictions = runs.score_split(task, data, split, scores, time.perf_counter() - started)
+    metrics, predictions = runs.score_split(task, data, split, scores, temperature, time.perf_counter() - started)
     metrics["texts_cut"] = prompt.cut_texts - cut_before
     return metrics, predictions

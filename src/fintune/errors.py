@@ -12,22 +12,19 @@ class UserError(Exception):
 
 
 class Stopped(Exception):
-    """Training was stopped by a signal, after its checkpoint was saved; exit code 128 + signum, as a shell expects."""
+    """A run was stopped by a signal, after its work was saved; exit code 128 + signum, as a shell expects."""
 
-    def __init__(self, signum: int, where: str):
-        super().__init__(
-            f"stopped by {signal.Signals(signum).name}, saved {where}; "
-            "the same command with --resume_from_checkpoint true goes on from there"
-        )
+    def __init__(self, signum: int, where: str, again: str = "the same command with --resume_from_checkpoint true"):
+        super().__init__(f"stopped by {signal.Signals(signum).name}, saved {where}; {again} goes on from there")
         self.signum = signum
 
 
-def run(main: Callable[[list[str]], None]) -> None:
-    """Run a script's `main` on the command line and end with 0, 2 (`UserError`) or 128 + signal."""
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Run a script's `main` on the command line and end with what it returns or 0, 2 (`UserError`) or 128 + signal."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # its notes to library authors
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # true by default, on machines without a GPU too
     try:
-        main(sys.argv[1:])
+        sys.exit(main(sys.argv[1:]))
     except UserError as error:
         message, code = f"error: {error}", 2
     except Stopped as stop:
@@ -40,7 +37,5 @@ def run(main: Callable[[list[str]], None]) -> None:
             raise
         where = getattr(error, "filename", None) or "the output folder"
         message, code = f"error: no space left on the disk of {where}: free some", 2
-    else:
-        return
     print(" ".join(message.split()), file=sys.stderr, flush=True)
     sys.exit(code)

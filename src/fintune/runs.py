@@ -15,10 +15,11 @@ from pathlib import Path
 
 from fintune import machine
 from fintune.baichuan import as_llama
+from fintune.calibration import calibrate, scaled
 from fintune.data import TaskData
 from fintune.errors import UserError
 from fintune.files import sha256, write_json, write_text
-from fintune.metrics import LabelMetrics
+from fintune.metrics import LabelMetrics, expected_calibration_error
 from fintune.prompt import Prompt
 from fintune.recipe import Recipe, dump_recipe
 from fintune.scoring import Scorer, evaluation
@@ -60,33 +61,45 @@ class ScoreValidation(TrainerCallback):
         self.trainer.log({"eval_accuracy": metrics["eval_accuracy"]})
 
 
-def evaluate_model(task: Task, data: TaskData, prompt: Prompt, model: PreTrainedModel, split: str = "test"):
+def evaluate_model(
+    task: Task, data: TaskData, prompt: Prompt, model: PreTrainedModel, temperature: float, split: str = "test"
+):
     """Score a split with a causal language model and check its own first answers; returns as `score_split` does."""
     texts, cut_before = data.splits[split]["text"], prompt.cut_texts
     started = time.perf_counter()
     probabilities = Scorer(model, prompt).probabilities(texts, progress=f"scoring {split}")
-    metrics, predictions = score_split(task, data, split, probabilities, time.perf_counter() - started)
+    metrics, predictions = score_split(task, data, split, probabilities, temperature, time.perf_counter() - started)
     metrics["texts_cut"] = prompt.cut_texts - cut_before
     metrics["answers_at_once"] = answers_at_once(model, prompt, texts[:64])
     return metrics, predictions
 
 
-def score_split(task: Task, data: TaskData, split: str, probabilities: np.ndarray, seconds: float):
+def calibrate_model(data: TaskData, prompt: Prompt, model: PreTrainedModel) -> dict:
+    """`calibrate` on the validation split, scored with a causal language model."""
+    rows = data.splits["validation"]
+    return calibrate(Scorer(model, prompt).probabilities(rows["text"], progress="calibrating"), rows["label"])
+
+
+def score_split(task: Task, data: TaskData, split: str, probabilities: np.ndarray, temperature: float, seconds: float):
     """Metrics and predictions of a split, the same for every kind of model.
 
     Args:
-        probabilities: (rows, labels), in the split's row order and label id order.
+        probabilities: (rows, labels), in the split's row order and label id order, as the model gives them.
+        temperature: what calibrates them; see fintune/calibration.py.
         seconds: what the scoring took, tokenising included.
 
     Returns:
-        (metrics, predictions): metrics of `LabelMetrics` with `accuracy_clean` and speed; one prediction a row: file,
-        line, text, label, prediction, clean, probabilities by label name.
+        (metrics, predictions): metrics of `LabelMetrics` with `accuracy_clean`, `ece_uncalibrated` and speed; one
+        prediction a row: file, line, text, label, prediction, clean, calibrated probabilities by label name.
     """
     rows = data.splits[split]
+    raw_confidence, probabilities = probabilities.max(axis=1), scaled(probabilities, temperature)
     metrics = LabelMetrics().compute(predictions=probabilities, references=rows["label"], label_names=task.names)
     clean = data.clean if split == "test" else [True] * len(rows)
     answers = probabilities.argmax(axis=1)
-    correct = (answers == rows["label"])[clean]
+    all_correct = answers == rows["label"]
+    metrics["ece_uncalibrated"] = expected_calibration_error(raw_confidence, all_correct)
+    correct = all_correct[clean]
     metrics["accuracy_clean"], metrics["rows_clean"] = float(correct.mean()), int(correct.size)
     metrics["seconds"], metrics["rows_per_second"] = seconds, len(rows) / seconds
     predictions = [
@@ -312,6 +325,15 @@ def check_same(folder: Path, trained: dict, data: TaskData, base: str, model_arg
             f"{folder}: trained on {trained['data']['source']} data {trained['data']['sha256'][:12]}, found now is "
             f"{data.source} data {data.sha256[:12]}; set FINTUNE_DATA as it was, or train again"
         )
+    check_base(folder, trained, base, model_args)
+
+
+def check_base(folder: Path, trained: dict, base: str, model_args: ModelConfig) -> None:
+    """Refuse an adapter on another base than it was trained on.
+
+    Raises:
+        UserError: the fingerprint of the base differs from the run's metrics.json.
+    """
     found = base_fingerprint(base, model_args.model_revision)
     if trained["model"]["fingerprint"] != found:
         raise UserError(
@@ -383,7 +405,8 @@ def print_result(result: dict) -> None:
     table.add_row("accuracy", f"{test['accuracy']:.4f}", f"{paper['accuracy']:.4f}" if paper["accuracy"] else "")
     table.add_row("  95 % interval", f"{low:.4f} to {high:.4f}", "not given")
     table.add_row(f"  clean ({test['rows_clean']} rows not in training)", f"{test['accuracy_clean']:.4f}", "not given")
-    for key, title in (("macro_f1", "macro F1"), ("mcc", "MCC"), ("log_loss", "log-loss"), ("ece", "ECE")):
+    titles = {"macro_f1": "macro F1", "mcc": "MCC", "log_loss": "log-loss", "ece": "ECE, calibrated"}
+    for key, title in (titles | {"ece_uncalibrated": "ECE before"}).items():
         table.add_row(title, f"{test[key]:.4f}", "not given")
     table.add_row("rows per second", f"{test['rows_per_second']:.1f}", "not given")
     Console().print(table)

@@ -92,8 +92,8 @@ class CheapDropout(torch.nn.Dropout):
             return super().forward(hidden)
         size = hidden.numel()
         bits = torch.empty(-(-size // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)[:size]
-        kept = bits.view(hidden.shape) >= round(self.p * 2**16) - 2**15
-        return hidden * kept.to(hidden.dtype).mul_(1 / (1 - self.p))
+        dropped = bits.view(hidden.shape) < round(self.p * 2**16) - 2**15
+        return (hidden * (1 / (1 - self.p))).masked_fill_(dropped, 0)  # one byte an element is kept for the gradient
 
 
 class OneLineTrainer(SFTTrainer):

@@ -1,0 +1,132 @@
+"""A finished run as a function from texts to labels, whatever kind of model it holds."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from fintune import classifier, runs
+from fintune.calibration import scaled, threshold_for
+from fintune.classifier import ClassifierArguments, PlainText
+from fintune.errors import UserError
+from fintune.prompt import Prompt
+from fintune.recipe import RunArguments, parse_recipe
+from fintune.scoring import Scorer
+
+import numpy as np
+import torch
+from transformers import AutoModelForSequenceClassification, TrainingArguments
+from trl import ModelConfig, SFTConfig
+
+HERE = ("--report_to", "none", "--bf16", "false")  # bf16 is of training; the weights keep their dtype
+
+
+@dataclass
+class Classifier:
+    """Labels texts with a finished run: `Classifier.from_pretrained("runs/topic/tiny")(["Oil climbs 3 %"])`.
+
+    Attributes:
+        names: the label names, in the order of the probabilities.
+        calibration: of the run's metrics.json; see fintune/calibration.py.
+        max_length: tokens of a prompt or text; longer texts lose their end.
+    """
+
+    names: list[str]
+    calibration: dict
+    max_length: int
+    _model_probabilities: object
+    _encoder: Prompt | PlainText
+
+    @classmethod
+    def from_pretrained(cls, run_dir: str | Path) -> "Classifier":
+        """Load a run of train_sft.py or train_cls.py: its base, its adapter, its templates and its temperature.
+
+        Raises:
+            UserError: the folder is no finished run, is one of train_linear.py, which keeps no weights, or its adapter
+                belongs to another base.
+        """
+        folder = Path(run_dir)
+        result = _result(folder)
+        recipe_path = [str(folder / "recipe.yaml"), *HERE]
+        if (folder / "adapter_config.json").is_file():
+            recipe = parse_recipe(recipe_path, RunArguments, SFTConfig, ModelConfig)
+            _, training_args, model_args = recipe.args
+            base = runs.base_of(folder, model_args)
+            runs.check_base(folder, result, base, model_args)
+            tokenizer = runs.load_tokenizer(str(folder), model_args.model_revision, training_args.chat_template_path)
+            prompt = Prompt(recipe.task, tokenizer, training_args.max_length)
+            model = runs.load_model(model_args, base, training_args.device, folder)
+            if model.dtype == torch.float32:  # there the merged product is exact to 1e-6, and a score half as long
+                model = model.merge_and_unload()
+            probabilities = Scorer(model, prompt).probabilities
+        else:
+            recipe = parse_recipe(recipe_path, ClassifierArguments, TrainingArguments)
+            model_args, training_args = recipe.args
+            tokenizer = runs.load_tokenizer(str(folder), None, None)
+            with runs.missing_model(str(folder)):
+                model = AutoModelForSequenceClassification.from_pretrained(
+                    folder, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
+                ).to(training_args.device)
+            prompt = PlainText(tokenizer, model.config, model_args.max_length)
+
+            def probabilities(texts: list[str]) -> np.ndarray:
+                return classifier.probabilities(model, prompt, texts)
+
+        calibration = result.get("calibration") or {"temperature": 1.0}
+        return cls(recipe.task.names, calibration, prompt.max_length, probabilities, prompt)
+
+    def __call__(self, texts: list[str]) -> tuple[list[str], np.ndarray]:
+        """
+        Args:
+            texts: non-empty strings; control tokens inside them stay plain characters.
+
+        Returns:
+            The label of each text, and its calibrated probabilities, (texts, labels) float64 in the order of `names`.
+
+        Raises:
+            UserError: a text is not a string, or empty.
+        """
+        for row, text in enumerate(texts):
+            if fault := fault_of(text):
+                raise UserError(f"text {row}: {fault}; every text must be a non-empty string")
+        probabilities = scaled(self._model_probabilities(list(texts)), self.calibration["temperature"])
+        return [self.names[label] for label in probabilities.argmax(axis=1)], probabilities
+
+    @property
+    def cut_texts(self) -> int:
+        """How many texts were cut to `max_length` so far."""
+        return self._encoder.cut_texts
+
+    def threshold(self, target_accuracy: float) -> float:
+        """The confidence from which on the run's validation rows were right in that share.
+
+        Raises:
+            UserError: none is, or the run was trained before confidences were calibrated.
+        """
+        if "curve" not in self.calibration:
+            raise UserError("this run has no calibration in its metrics.json; train it again, or give --abstain-below")
+        return threshold_for(self.calibration, target_accuracy)
+
+
+def fault_of(text: object) -> str | None:
+    """Why something is no text that can be labelled; None where it can."""
+    if not isinstance(text, str):
+        return f"{type(text).__name__}, not a text" if text is not None else "missing"
+    if not text.strip():
+        return "empty"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a character (lone surrogate {text[error.start]!r})"
+    return None
+
+
+def _result(folder: Path) -> dict:
+    path = folder / "metrics.json"
+    if not (path.is_file() and (folder / "recipe.yaml").is_file()):
+        raise UserError(f"{folder}: no finished run (recipe.yaml, metrics.json); train one with train_sft.py")
+    if not ((folder / "adapter_config.json").is_file() or (folder / "config.json").is_file()):
+        raise UserError(f"{folder}: holds no weights, as runs of train_linear.py do; take one of train_sft.py")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: no JSON ({error}); train the run again") from error

@@ -1,0 +1,321 @@
+"""A run labels files and streams: every row comes back or is rejected with its place, also after a kill."""
+
+import csv
+import gzip
+import io
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import fintune
+from fintune import labeling
+from fintune.errors import UserError
+from fintune.inference import Classifier
+from fintune.labeling import label_file
+from fintune.tables import Csv, Jsonl
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import ROOT, SMALL, script, write_task
+
+NEW = ["label", "confidence", "probability_Up", "probability_Up or down", "probability_Down", "abstained"]
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A language model's run that is right more often than not."""
+    folder = write_task(tmp_path_factory.mktemp("run"))
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        flags = ["--num_train_epochs", "15", "--learning_rate", "1e-2"]
+        script("train_sft").main(["data/toy.yaml", "small.yaml", *SMALL, *flags])
+    finally:
+        os.chdir(before)
+    return folder / "runs/toy/small"
+
+
+@pytest.fixture(scope="module")
+def classifier(run_dir):
+    return Classifier.from_pretrained(run_dir)
+
+
+@pytest.fixture
+def label(classifier, run_dir, tmp_path):
+    def label(source, target="out", **options):
+        options = {"text_column": "title", "least": 0.0, **options}
+        target = tmp_path / (target + source.name[source.name.index(".") :])
+        return label_file(classifier, run_dir, source, target, **options), target
+
+    return label
+
+
+def rejected_of(target) -> list[dict]:
+    place = target.with_name(target.name + ".rejected.jsonl")
+    return [json.loads(line) for line in place.read_text().splitlines()] if place.exists() else []
+
+
+def test_from_python_it_gives_what_the_run_was_tested_with(run_dir, classifier):
+    assert fintune.Classifier is Classifier
+    predictions = [json.loads(line) for line in (run_dir / "predictions.jsonl").read_text().splitlines()]
+    labels, probabilities = classifier([row["text"] for row in predictions])
+    assert labels == [row["prediction"] for row in predictions]
+    expected = [[row["probabilities"][name] for name in classifier.names] for row in predictions]
+    np.testing.assert_allclose(probabilities, expected, atol=1e-5)
+    for wrong in ("", None, 5, float("nan"), "half \ud800"):
+        with pytest.raises(UserError, match="text 1"):
+            classifier(["fine", wrong])
+    assert classifier([])[1].shape == (0, 3)
+
+
+TITLES = [
+    "Alder raised its dividend again",
+    "NA",
+    "007",
+    "losses of Oak widened, much",
+    'a "quoted" title',
+    "né 🙂 עברית",
+]
+
+
+def test_csv_keeps_every_column_and_its_characters(label, tmp_path, classifier):
+    rows = [["1", title, "x,\ny"] for title in TITLES]
+    content = io.StringIO()
+    csv.writer(content).writerows([["id", "title", "note"], *rows])
+    for name, opener in (("a.csv", open), ("b.csv.gz", gzip.open)):
+        with opener(tmp_path / name, "wb") as file:
+            file.write(b"\xef\xbb\xbf" + content.getvalue().encode())
+        counts, target = label(tmp_path / name, f"{name[0]}-out")
+        assert counts == (6, 0)
+        with opener(target, "rt", encoding="utf-8", newline="") as file:
+            header, *found = csv.reader(file)
+        assert header == ["id", "title", "note", *NEW]
+        assert [row[:3] for row in found] == rows
+        _, probabilities = classifier(TITLES)
+        np.testing.assert_allclose([[float(p) for p in row[5:8]] for row in found], probabilities, atol=1e-6)
+        assert [row[3] for row in found] == classifier(TITLES)[0]
+        assert not target.with_name(target.name + ".parts").exists()
+
+
+def test_jsonl_and_parquet_round_trip(label, tmp_path):
+    rows = [{"title": title, "n": 2**60 + i, "more": {"a": [1, None]}} for i, title in enumerate(TITLES)]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    counts, target = label(tmp_path / "in.jsonl")
+    assert counts == (6, 0)
+    found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    assert [{key: row[key] for key in ("title", "n", "more")} for row in found] == rows
+    assert list(found[0])[3:] == NEW
+
+    table = pa.Table.from_pylist(rows).append_column("kind", pa.array(TITLES).dictionary_encode())
+    pq.write_table(table, tmp_path / "in.parquet", row_group_size=2)
+    counts, target = label(tmp_path / "in.parquet")
+    assert counts == (6, 0)
+    found_table = pq.read_table(target)
+    assert found_table.select(table.column_names).equals(table)
+    assert [row["label"] for row in found] == found_table["label"].to_pylist()
+    assert found_table.schema.field("abstained").type == pa.bool_()
+
+
+def test_bad_rows_are_rejected_with_their_line_and_counts_add_up(label, tmp_path):
+    lines = [b"id,title", b"1,fine", b"2,", b"3,a,b", b"4,\xff\xfe", b'5,"never closed', b"6,after it", b"", b"8,end"]
+    (tmp_path / "in.csv").write_bytes(b"\n".join(lines) + b"\n")
+    (labelled, rejected), target = label(tmp_path / "in.csv")
+    with target.open(newline="") as file:
+        assert [row["id"] for row in csv.DictReader(file)] == ["1", "6", "8"]
+    assert [(row["line"], row["reason"][:12]) for row in rejected_of(target)] == [
+        (3, "empty"),
+        (4, "3 cells wher"),
+        (5, "not UTF-8 (i"),
+        (6, "unexpected e"),
+        (8, "an empty lin"),
+    ]
+    assert (labelled, rejected) == (3, 5)
+
+    deep = '{"title": ' + "[" * 100_000 + "]" * 100_000 + "}"
+    lines = ['{"title": "fine"}', "{", deep, '{"title": null}', '{"title": 5}', '{"other": "x"}', "[1]", "NaN"]
+    lines += ['{"title": "half \\ud800"}', '{"title": "fine", "other": "half \\ud800"}', '{"title": "a\\u0000b"}']
+    (tmp_path / "in.jsonl").write_text("\n".join(lines))
+    (labelled, rejected), target = label(tmp_path / "in.jsonl")
+    assert (labelled, rejected) == (3, 8)
+    assert [row["line"] for row in rejected_of(target)] == [2, 3, 4, 5, 6, 7, 8, 9]
+    kept = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
+    assert kept[1]["other"] == "half \ud800"
+
+    broken = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"ok\xff\xfe"))
+    pq.write_table(pa.table({"title": pa.chunked_array([broken, pa.array([None, "x"])])}), tmp_path / "in.parquet")
+    (labelled, rejected), target = label(tmp_path / "in.parquet")
+    assert (labelled, rejected) == (2, 2)
+    assert [row["line"] for row in rejected_of(target)] == [2, 3]
+
+
+def test_an_unterminated_quote_costs_its_line_alone(tmp_path, monkeypatch):
+    monkeypatch.setattr("fintune.tables.RECORD_LINES", 5)
+    (tmp_path / "in.csv").write_text('title\n"never closed\n' + "".join(f"row {i}\n" for i in range(20)))
+    rows = list(Csv(tmp_path / "in.csv", "title").rows())
+    assert [row.text for row in rows] == [None, *(f"row {i}" for i in range(20))]
+    assert rows[0].line == 2
+    assert "not closed within 5 lines" in rows[0].fault
+
+
+def test_what_cannot_be_done_is_said_in_one_line(label, tmp_path):
+    (tmp_path / "in.csv").write_text("id,title,label\n1,x,y\n")
+    for options, message in (
+        ({"text_column": "name"}, "column 'name' stands 0 times"),
+        ({}, "has a column 'label' already; choose a --prefix"),
+    ):
+        with pytest.raises(UserError, match=message):
+            label(tmp_path / "in.csv", **options)
+    assert label(tmp_path / "in.csv", prefix="new_")[0] == (1, 0)
+    with pytest.raises(UserError, match="is there already"):
+        label(tmp_path / "in.csv", prefix="new_")
+    (tmp_path / "in.jsonl").write_text('{"title": "x", "label": 1}\n')
+    with pytest.raises(UserError, match="has a column 'label' already"):
+        label(tmp_path / "in.jsonl")
+    (tmp_path / "cut.csv.gz").write_bytes(gzip.compress(b"title\n" + os.urandom(5000).hex().encode())[:-3000])
+    with pytest.raises(UserError, match="gzip is damaged"):
+        label(tmp_path / "cut.csv.gz", "cut-out")
+    (tmp_path / "no.parquet").write_bytes(b"PAR1 but no more")
+    with pytest.raises(UserError, match="no whole Parquet file"):
+        label(tmp_path / "no.parquet")
+    pq.write_table(pa.table({"title": [1, 2]}), tmp_path / "numbers.parquet")
+    with pytest.raises(UserError, match="holds int64, not text"):
+        label(tmp_path / "numbers.parquet")
+
+
+def test_spreadsheets_get_no_formula_on_request(label, tmp_path):
+    (tmp_path / "in.csv").write_text('id,title\n"=1+1",+5 % for Alder\n-,@home\n')
+    _, target = label(tmp_path / "in.csv", spreadsheet_safe=True)
+    with target.open(newline="") as file:
+        assert [row[:2] for row in csv.reader(file)][1:] == [["'=1+1", "'+5 % for Alder"], ["'-", "'@home"]]
+
+
+def test_repeated_texts_are_scored_once_also_across_shards(label, tmp_path, classifier, monkeypatch):
+    monkeypatch.setattr(labeling, "SHARD", 3)
+    asked = []
+    inner = classifier._model_probabilities
+    monkeypatch.setattr(classifier, "_model_probabilities", lambda texts: asked.extend(texts) or inner(texts))
+    (tmp_path / "in.csv").write_text("title\n" + "".join(f"news {i % 4}\n" for i in range(10)))
+    assert label(tmp_path / "in.csv")[0] == (10, 0)
+    assert sorted(asked) == ["news 0", "news 1", "news 2", "news 3"]
+
+
+def test_a_killed_run_goes_on_and_ends_the_same(run_dir, tmp_path, label):
+    random.seed(0)
+    lines = [f"{i},{random.choice(TITLES[3:])[:9]} number {i % 900}" if i % 7 else f"{i}," for i in range(6000)]
+    (tmp_path / "in.csv").write_text("id,title\n" + "\n".join(lines) + "\n")
+    code = "import runpy, sys; from fintune import labeling; labeling.SHARD = 200; "
+    code += f"sys.argv[0] = 'predict.py'; runpy.run_path({str(ROOT / 'predict.py')!r}, run_name='__main__')"
+    outs = []
+    for name in ("whole.csv", "parts.csv"):
+        command = [sys.executable, "-c", code, str(run_dir), str(tmp_path / "in.csv"), "--text-column", "title"]
+        command += ["-o", str(tmp_path / name)]
+        if name == "parts.csv":
+            parts = tmp_path / "parts.csv.parts"
+            for signum, shards in ((signal.SIGKILL, 1), (signal.SIGTERM, 4), (signal.SIGKILL, 6)):
+                process = subprocess.Popen(command, stderr=subprocess.PIPE)
+                while process.poll() is None and len(list(parts.glob("*.rows"))) < shards:
+                    time.sleep(0.005)
+                process.send_signal(signum)
+                process.communicate(timeout=60)
+                assert process.returncode == (-9 if signum == signal.SIGKILL else 143)
+                assert not (tmp_path / name).exists()
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 3, done.stderr
+        assert "6,000 rows: 5,142 labelled, 858 rejected" in done.stderr
+        outs.append([(tmp_path / f"{name}{end}").read_bytes() for end in ("", ".rejected.jsonl")])
+    assert outs[0] == outs[1]
+
+
+def test_a_begun_file_takes_no_other_input_or_run(label, tmp_path, monkeypatch):
+    (tmp_path / "in.csv").write_text("title\nx\n")
+
+    def power_cut(*args):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labeling, "_join", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            label(tmp_path / "in.csv")
+    with pytest.raises(UserError, match="was begun with another options"):
+        label(tmp_path / "in.csv", least=0.5)
+    (tmp_path / "in.csv").write_text("title\ny\n")
+    with pytest.raises(UserError, match="was begun with another input"):
+        label(tmp_path / "in.csv")
+    (tmp_path / "in.csv").write_text("title\nx\n")
+    assert label(tmp_path / "in.csv")[0] == (1, 0)
+
+
+def test_lines_of_standard_input_are_answered_as_they_come(run_dir):
+    command = [sys.executable, str(ROOT / "predict.py"), str(run_dir), "-"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdin.write(b"Alder cut its dividend\n")
+    process.stdin.flush()
+    first = json.loads(process.stdout.readline())  # while standard input is still open
+    assert first["text"] == "Alder cut its dividend"
+    assert list(first)[1:] == NEW
+    out, _ = process.communicate(b"\n\xff\nlast", timeout=60)
+    second, third, last = (json.loads(line) for line in out.splitlines())
+    assert (second["line"], third["line"], last["text"]) == (2, 3, "last")
+    assert "not UTF-8" in third["reason"]
+    assert process.returncode == 3
+
+
+def test_abstaining_from_a_target_accuracy(classifier, label, tmp_path, monkeypatch):
+    curve = [(0.9, 0.2, 1.0), (0.7, 0.5, 0.9), (0.4, 1.0, 0.6)]
+    monkeypatch.setattr(classifier, "calibration", {**classifier.calibration, "curve": curve})
+    assert classifier.threshold(0.9) == 0.7
+    assert classifier.threshold(0.1) == 0.4
+    with pytest.raises(UserError, match=r"at best 1\.0000"):
+        classifier.threshold(1.01)
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps({"title": f"{t} {i}"}) + "\n" for i, t in enumerate(TITLES)))
+    confidences = classifier([f"{title} {i}" for i, title in enumerate(TITLES)])[1].max(axis=1)
+    least = float(np.median(confidences))
+    _, target = label(tmp_path / "in.jsonl", least=least)
+    found = [json.loads(line)["abstained"] for line in target.read_text(encoding="utf-8").splitlines()]
+    assert found == [confidence < least for confidence in confidences]
+    assert 0 < sum(found) < 6
+
+
+def hostile(rng: random.Random) -> bytes:
+    pieces = [b"\x00", b"\xff", b'"', b'""', b",", b"\r", b"\n", b"\r\n", "\u2028".encode(), "\u202e".encode(), b"NA"]
+    pieces += [
+        "🙂".encode(),
+        b"<|im_end|>",
+        b"<think>",
+        b"007",
+        b"{",
+        b"}",
+        b'{"title": "x"}',
+        b"[" * 5000,
+        b"\\ud800",
+    ]
+    pieces += [b"\xed\xa0\x80", b"a" * 50_000, b'"title"', b": ", b'{"title": ', b"null", b"\xef\xbb\xbf"]
+    return b"".join(rng.choice(pieces) for _ in range(rng.randint(0, 40)))
+
+
+def test_hostile_files_give_rows_rejections_or_one_line(tmp_path):
+    """1,000 files of each kind, read to their end: nothing but a UserError may come out."""
+    rng, read, refused = random.Random(1), 0, 0
+    for kind, name, head in ((Csv, "in.csv", b"id,title\n"), (Jsonl, "in.jsonl", b"")):
+        for number in range(1000):
+            path = tmp_path / name
+            path.write_bytes((head if number % 10 else b"") + hostile(rng))
+            try:
+                rows = list(kind(path, "title").rows())
+            except UserError as error:
+                assert "\n" not in str(error)
+                refused += 1
+                continue
+            good, bad = labeling._judged(rows)
+            assert len(good) + len(bad) == len(rows)
+            assert [row.line for row in rows] == sorted({row.line for row in rows})
+            assert all(isinstance(row.text, str) and row.text.encode() for row in good)
+            read += len(good)
+    assert read > 500
+    assert refused > 50
