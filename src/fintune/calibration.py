@@ -17,6 +17,9 @@ class _Scored(ClassifierMixin, BaseEstimator):
         self.classes_ = np.arange(X.shape[1])
         return self
 
+    def predict(self, X):
+        return X.argmax(axis=1)
+
     def predict_proba(self, X):
         return X
 
@@ -38,7 +41,9 @@ def calibrate(probabilities: np.ndarray, labels: list[int]) -> dict:
     temperature = 1.0
     if not correct.all():
         scored = FrozenEstimator(_Scored().fit(probabilities, labels))
-        fitted = CalibratedClassifierCV(scored, method="temperature").fit(probabilities, labels)
+        every = np.arange(len(labels))  # all rows as the one fold: nothing is trained that could have seen them
+        fitted = CalibratedClassifierCV(scored, method="temperature", cv=[(every, every)], ensemble=False)
+        fitted.fit(probabilities, labels)
         temperature = 1 / float(fitted.calibrated_classifiers_[0].calibrators[0].beta_)
     confidence = scaled(probabilities, temperature).max(axis=1)
     falling = np.sort(confidence)[::-1]
