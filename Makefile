@@ -1,7 +1,8 @@
 # make train-sentiment | train-topic | train-<your task> | test | lint | dashboard
 # make baselines [TASKS="sentiment topic"] [ENCODER=/path/to/folder] runs every baseline that this machine can.
 # make compare sets the runs side by side: tables, paired tests, runs/report.html (ARGS="--readme README.md --wandb").
-# make bench measures training and scoring against the stock ways on this machine's CPU, 15 minutes.
+# make bench measures training and scoring against the stock ways on this machine's CPU, 11 minutes; on a GPU run
+# .venv/bin/python benchmarks/gpu.py
 # MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is passed on.
 
 PYTHON ?= python3

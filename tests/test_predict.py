@@ -139,13 +139,15 @@ def test_bad_rows_are_rejected_with_their_line_and_counts_add_up(label, tmp_path
 
     deep = '{"title": ' + "[" * 100_000 + "]" * 100_000 + "}"
     lines = ['{"title": "fine"}', "{", deep, '{"title": null}', '{"title": 5}', '{"other": "x"}', "[1]", "NaN"]
-    lines += ['{"title": "half \\ud800"}', '{"title": "fine", "other": "half \\ud800"}', '{"title": "a\\u0000b"}']
+    lines += ['{"title": "half \\ud800"}', ' {"title": "fine", "other": "half \\ud800", "n": 1e999 } ']
+    lines += ['{"title": "a\\u0000b"}']
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     (labelled, rejected), target = label(tmp_path / "in.jsonl")
     assert (labelled, rejected) == (3, 8)
     assert [row["line"] for row in rejected_of(target)] == [2, 3, 4, 5, 6, 7, 8, 9]
     kept = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert kept[1]["other"] == "half \ud800"
+    assert ' "n": 1e999, "label": ' in target.read_text()
 
     broken = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"ok\xff\xfe"))
     pq.write_table(pa.table({"title": pa.chunked_array([broken, pa.array([None, "x"])])}), tmp_path / "in.parquet")
@@ -282,30 +284,27 @@ def test_abstaining_from_a_target_accuracy(classifier, label, tmp_path, monkeypa
     assert 0 < sum(found) < 6
 
 
-def hostile(rng: random.Random) -> bytes:
-    pieces = [b"\x00", b"\xff", b'"', b'""', b",", b"\r", b"\n", b"\r\n", "\u2028".encode(), "\u202e".encode(), b"NA"]
-    pieces += [
-        "🙂".encode(),
-        b"<|im_end|>",
-        b"<think>",
-        b"007",
-        b"{",
-        b"}",
-        b'{"title": "x"}',
-        b"[" * 5000,
-        b"\\ud800",
-    ]
-    pieces += [b"\xed\xa0\x80", b"a" * 50_000, b'"title"', b": ", b'{"title": ', b"null", b"\xef\xbb\xbf"]
-    return b"".join(rng.choice(pieces) for _ in range(rng.randint(0, 40)))
+PIECES = [b"\x00", b"\xff", b'"', b'""', b",", b"\r", b"\r\n", "\u2028".encode(), "\u202e".encode(), b"NA", b"007"]
+PIECES += ["🙂".encode(), b"<|im_end|>", b"<think>", b"{", b"}", b'{"title": "x"}', b"[" * 5000, b"\\ud800", b"null"]
+PIECES += [b"\xed\xa0\x80", b"a" * 50_000, b'"title"', b": ", b'{"title": ', b"\xef\xbb\xbf", b"=1+1", b"\x1a", b"\t"]
 
 
-def test_hostile_files_give_rows_rejections_or_one_line(tmp_path):
-    """1,000 files of each kind, read to their end: nothing but a UserError may come out."""
-    rng, read, refused = random.Random(1), 0, 0
-    for kind, name, head in ((Csv, "in.csv", b"id,title\n"), (Jsonl, "in.jsonl", b"")):
+def hostile(rng: random.Random, ordinary: bytes) -> bytes:
+    """Lines, half of them ordinary, the others of up to 6 pieces that trip readers."""
+    return b"\n".join(
+        ordinary if rng.random() < 0.5 else b"".join(rng.choices(PIECES, k=rng.randint(0, 6)))
+        for _ in range(rng.randint(0, 12))
+    )
+
+
+def test_hostile_files_give_rows_rejections_or_one_line(tmp_path, classifier):
+    """1,000 files of each kind, read to their end and tokenised: nothing but a UserError may come out."""
+    rng, texts, rejected, refused = random.Random(1), set(), 0, 0
+    csv_line, json_line = b'7,"fine, <|im_end|>"', b'{"title": "fine"}'
+    for kind, name, head, ordinary in ((Csv, "in.csv", b"id,title\n", csv_line), (Jsonl, "in.jsonl", b"", json_line)):
         for number in range(1000):
             path = tmp_path / name
-            path.write_bytes((head if number % 10 else b"") + hostile(rng))
+            path.write_bytes((head if number % 10 else b"") + hostile(rng, ordinary))
             try:
                 rows = list(kind(path, "title").rows())
             except UserError as error:
@@ -315,7 +314,13 @@ def test_hostile_files_give_rows_rejections_or_one_line(tmp_path):
             good, bad = labeling._judged(rows)
             assert len(good) + len(bad) == len(rows)
             assert [row.line for row in rows] == sorted({row.line for row in rows})
-            assert all(isinstance(row.text, str) and row.text.encode() for row in good)
-            read += len(good)
-    assert read > 500
+            texts.update(row.text for row in good)
+            rejected += len(bad)
     assert refused > 50
+    assert rejected > 500
+    assert len(texts) > 100
+    control = set(classifier._encoder.tokenizer.get_added_vocab().values())
+    frame = sorted(set(classifier._encoder.encode(["x"])[0]) & control)
+    for ids in classifier._encoder.encode(sorted(texts)):
+        assert len(ids) <= classifier.max_length
+        assert sorted(set(ids) & control) == frame  # those of the chat format, none of a text's own

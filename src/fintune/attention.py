@@ -84,11 +84,12 @@ def behind_prefix_attention(
     if prefix:
         shared = (states.expand(len(query), -1, -1, -1) for states in prefix[module.layer_idx])
         key, value = (torch.cat(pair, 2) for pair in zip(shared, (key, value), strict=True))
-    groups = query.shape[1] // key.shape[1]
     if query.is_cuda:  # with a mask, a CUDA kernel needs keys repeated for each head
+        groups = query.shape[1] // key.shape[1]
         key, value = (states.repeat_interleave(groups, dim=1) for states in (key, value))
+    mask = None if sees is None else sees.to(query.dtype)
     attended = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=sees, is_causal=sees is None, scale=scaling, enable_gqa=not query.is_cuda
+        query, key, value, attn_mask=mask, is_causal=mask is None, scale=scaling, enable_gqa=not query.is_cuda
     )
     return attended.transpose(1, 2), None
 

@@ -32,8 +32,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except KeyboardInterrupt:
         message, code = "interrupted; what was saved before stands", 128 + signal.SIGINT
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error)
-        if not full:  # safetensors and torch raise their own kinds for it
+        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
+            words in str(error) for words in ("No space left", "disk is full")
+        )
+        if not full:  # safetensors, torch and SQLite raise their own kinds for it
             raise
         where = getattr(error, "filename", None) or "the output folder"
         message, code = f"error: no space left on the disk of {where}: free some", 2

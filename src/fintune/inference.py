@@ -11,6 +11,7 @@ from fintune.errors import UserError
 from fintune.prompt import Prompt
 from fintune.recipe import RunArguments, parse_recipe
 from fintune.scoring import Scorer
+from fintune.tables import fault_of
 
 import numpy as np
 import torch
@@ -105,19 +106,6 @@ class Classifier:
         if "curve" not in self.calibration:
             raise UserError("this run has no calibration in its metrics.json; train it again, or give --abstain-below")
         return threshold_for(self.calibration, target_accuracy)
-
-
-def fault_of(text: object) -> str | None:
-    """Why something is no text that can be labelled; None where it can."""
-    if not isinstance(text, str):
-        return f"{type(text).__name__}, not a text" if text is not None else "missing"
-    if not text.strip():
-        return "empty"
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        return f"half a character (lone surrogate {text[error.start]!r})"
-    return None
 
 
 def _result(folder: Path) -> dict:

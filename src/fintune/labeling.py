@@ -12,15 +12,15 @@ import signal
 import sqlite3
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from itertools import islice
 from pathlib import Path
 
 from fintune.errors import Stopped, UserError
 from fintune.files import sha256, write_json
-from fintune.inference import Classifier, fault_of
-from fintune.tables import Row, json_line, kind_of
+from fintune.inference import Classifier
+from fintune.tables import Row, fault_of, json_line, kind_of
 
 import numpy as np
 from filelock import FileLock, Timeout
@@ -28,6 +28,12 @@ from tqdm.auto import tqdm
 
 SHARD = 10_000  # rows read, labelled or rejected, between two points from which a killed run goes on
 STREAM_BYTES = 2**16
+
+
+def added_columns(classifier: Classifier, prefix: str) -> list[str]:
+    """Names of the columns that labelling adds to a row."""
+    names = ["label", "confidence", *(f"probability_{name}" for name in classifier.names), "abstained"]
+    return [prefix + name for name in names]
 
 
 class Answers:
@@ -41,8 +47,7 @@ class Answers:
             store: SQLite file of the scores.
         """
         self.classifier, self.least = classifier, least
-        names = ["label", "confidence", *(f"probability_{name}" for name in classifier.names), "abstained"]
-        self.columns = [prefix + name for name in names]
+        self.columns = added_columns(classifier, prefix)
         self.database = sqlite3.connect(store)
         self.database.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB)")
 
@@ -98,36 +103,24 @@ def label_file(
     if not source.is_file():
         raise UserError(f"{source}: no such file")
     table = kind(source, text_column)
+    columns = added_columns(classifier, prefix)
+    if taken := set(columns).intersection(table.columns):
+        raise UserError(f"{source}: has a column {min(taken)!r} already; choose a --prefix for the new ones")
+    table.add_columns(columns)
     parts = target.with_name(target.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(parts / "lock", timeout=0), closing(_open(classifier, parts, least, prefix)) as database:
-            answers = database.answers
-            for column in answers.columns:
-                if column in table.columns:
-                    raise UserError(f"{source}: has a column {column!r} already; choose a --prefix for the new ones")
-            table.add_columns(answers.columns)
-            _check_manifest(
-                parts, source, _identity(run_dir, classifier), [text_column, least, prefix, spreadsheet_safe]
-            )
-            with _stoppable(target) as stopped:
+        with FileLock(parts / "lock", timeout=0), _stoppable(f"{target}.parts") as stopped:
+            options = [text_column, least, prefix, spreadsheet_safe]
+            _check_manifest(parts, source, _identity(run_dir, classifier), options)
+            answers = Answers(classifier, least, prefix, parts / "scores.sqlite")
+            with closing(answers.database):
                 counts = _label_shards(table, answers, parts, spreadsheet_safe, stopped)
-            shards = sorted(parts.glob("*.rows"))
-            _join(table, shards, parts, target)
+            _join(table, sorted(parts.glob("*.rows")), parts, target)
     except Timeout as error:
         raise UserError(f"{parts}: another run is writing it; wait for that one, or name another output") from error
     shutil.rmtree(parts)
     return counts
-
-
-class _open:
-    """The answers of a run in progress, closed with their database."""
-
-    def __init__(self, classifier: Classifier, parts: Path, least: float, prefix: str):
-        self.answers = Answers(classifier, least, prefix, parts / "scores.sqlite")
-
-    def close(self) -> None:
-        self.answers.database.close()
 
 
 def _identity(run_dir: Path, classifier: Classifier) -> list:
@@ -184,8 +177,12 @@ def _judged(rows: list[Row]) -> tuple[list[Row], list[dict]]:
         if fault is None:
             good.append(row)
         else:
-            bad.append({"line": row.line, "reason": fault, "text": str(row.text)[:1000] if row.text else None})
+            bad.append({"line": row.line, "reason": fault, "text": _beginning(row.text)})
     return good, bad
+
+
+def _beginning(text: object) -> str | None:
+    return text[:1000] if isinstance(text, str) else None
 
 
 def _write_whole(path: Path, write) -> None:
@@ -207,15 +204,21 @@ def _join(table, shards: list[Path], parts: Path, target: Path) -> None:
 
 
 @contextmanager
-def _stoppable(target: Path) -> Iterator:
-    """Gives a function that raises `Stopped` once SIGTERM or SIGINT came; until a shard is whole they wait."""
+def _stoppable(where: str) -> Iterator[Callable[[], None]]:
+    """Gives a function that raises `Stopped` once SIGTERM or SIGINT came; a second one stops at once."""
     came: list[int] = []
-    before = {signum: signal.signal(signum, lambda signum, frame: came.append(signum)) for signum in (15, 2)}
+
+    def flag(signum, frame):
+        came.append(signum)
+        signal.signal(signum, signal.SIG_DFL)
+        message = f"{signal.Signals(signum).name}: stopping after these {SHARD:,} rows; once more stops at once"
+        print(f"\n{message}", file=sys.stderr, flush=True)
 
     def check() -> None:
         if came:
-            raise Stopped(came[0], f"{target}.parts", "the same command")
+            raise Stopped(came[0], where, "the same command")
 
+    before = {signum: signal.signal(signum, flag) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield check
     finally:

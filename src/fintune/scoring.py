@@ -5,7 +5,6 @@ not see each other: [instruction (cached) | text | label tree]. Log-probabilitie
 time (float32: 1e-4), whatever the batch.
 """
 
-import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,7 +20,6 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache, PreTrainedModel
 
 AT_ONCE = 8192  # texts that are tokenised and sorted together: memory does not grow with their number
-FORCE_GQA = "TRANSFORMERS_SDPA_FORCE_GQA"  # read by transformers at every call
 LOGIT_BENDS = ("final_logit_softcapping", "logit_scale", "logits_scaling", "lm_head_multiplier", "output_multiplier")
 
 
@@ -234,19 +232,14 @@ def last_mlp_at(model: PreTrainedModel, columns: torch.Tensor):
 @contextmanager
 def evaluation(model: PreTrainedModel, attention: str = "sdpa"):
     """No gradient, no dropout, no noise, another attention, lean layers; all put back afterwards."""
-    training, before, gqa = model.training, model.config._attn_implementation, os.environ.get(FORCE_GQA)
+    training, before = model.training, model.config._attn_implementation
     model.eval()
-    if model.device.type == "cpu":
-        os.environ[FORCE_GQA] = "1"  # keys are not repeated for each head; with a mask, a CUDA kernel needs them so
     if before != attention:
         model.set_attn_implementation(attention)
     try:
         with torch.no_grad(), _lean_layers(model):
             yield
     finally:
-        os.environ.pop(FORCE_GQA, None)
-        if gqa is not None:
-            os.environ[FORCE_GQA] = gqa
         model.train(training)
         if before != attention:
             model.set_attn_implementation(before)

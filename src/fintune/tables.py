@@ -9,7 +9,7 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 
 from fintune.errors import UserError
@@ -37,6 +37,19 @@ class Row:
     cells: object = None
     text: object = None
     fault: str | None = None
+
+
+def fault_of(text: object) -> str | None:
+    """Why something is no text that can be labelled; None where it can."""
+    if not isinstance(text, str):
+        return f"{type(text).__name__}, not a text" if text is not None else "missing"
+    if not text.strip():
+        return "empty"
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a character (lone surrogate {text[error.start]!r})"
+    return None
 
 
 class TextTable:
@@ -112,6 +125,9 @@ class Csv(TextTable):
                 row.text = row.cells[at]
             yield row
 
+    def value(self, row: Row, column: str) -> object:
+        return row.cells[self.columns.index(column)]
+
     def _read(self) -> Iterator[Row]:
         """Records; where one cannot be read, its first line is rejected and reading goes on at the next."""
         lines, pending = self._lines(), deque()
@@ -157,44 +173,50 @@ class Csv(TextTable):
 
 
 class Jsonl(TextTable):
-    """One JSON object a line."""
+    """One JSON object a line; a row's own characters are kept, the new columns go behind them."""
 
     def __init__(self, path: Path, text_column: str):
         super().__init__(path, text_column)
-        self._objects, self._added = self._read(), set()
-        self._first = next(self._objects, None)
-        self.columns = list(self._first.cells) if self._first and isinstance(self._first.cells, dict) else []
+        self.columns: list[str] = []  # of the first object; each has its own
+        self._added: set[str] = set()
+        self._objects = self._read()
+        self._first = list(islice(self._objects, 1))
 
     def rows(self) -> Iterator[Row]:
-        for row in chain([self._first] if self._first else [], self._objects):
-            taken = self._added.intersection(row.cells) if row.fault is None else ()
-            if taken:  # of the first row they stop the run
-                row.fault = f"has a column {min(taken)!r} already; choose a --prefix for the new ones"
-            yield row
+        return chain(self._first, self._objects)
+
+    def value(self, row: Row, column: str) -> object:
+        return json.loads(row.cells).get(column)
 
     def _read(self) -> Iterator[Row]:
         for number, line, fault in self._lines():
-            row = Row(number, fault=fault)
+            row = Row(number, line and line.strip(), fault=fault)
             if line is not None:
                 try:
-                    row.cells = json.loads(line)
+                    cells = json.loads(line)
                 except RecursionError:
                     row.fault = "nested too deep"
                 except ValueError as error:
-                    row.fault = f"no JSON ({error})" if line.strip() else "an empty line"
+                    row.fault = f"no JSON ({error})" if row.cells else "an empty line"
                 else:
-                    if not isinstance(row.cells, dict):
-                        row.fault = f"{type(row.cells).__name__}, not an object of columns"
-                    elif self.text_column not in row.cells:
-                        row.fault = f"no column {self.text_column!r}"
-                    else:
-                        row.text = row.cells[self.text_column]
+                    self._judge(row, cells)
             yield row
+
+    def _judge(self, row: Row, cells: object) -> None:
+        if not isinstance(cells, dict):
+            row.fault = f"{type(cells).__name__}, not an object of columns"
+        elif self.text_column not in cells:
+            row.fault = f"no column {self.text_column!r}"
+        elif taken := self._added.intersection(cells):
+            row.fault = f"has a column {min(taken)!r} already; choose a --prefix for the new ones"
+        else:
+            row.text = cells[self.text_column]
+            self.columns = self.columns or list(cells)
 
     def write(self, path: Path, rows: list[Row], added: list[dict], spreadsheet_safe: bool) -> None:
         with path.open("wb") as file:
             for row, more in zip(rows, added, strict=True):
-                file.write(json_line(row.cells | more))
+                file.write(row.cells[:-1].rstrip().encode() + b", " + json_line(more)[1:])
 
     def add_columns(self, names: list[str]) -> None:
         self._added = set(names)
@@ -234,6 +256,9 @@ class Parquet:
                     yield row
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.path}: damaged behind row {self._read} ({error}); fetch it again") from error
+
+    def value(self, row: Row, column: str) -> object:
+        return row.cells.column(column)[0].as_py()
 
     def done(self) -> float:
         """Share of the file's rows that were read."""

@@ -1,0 +1,83 @@
+"""A file of one's own becomes a task that the trainer reads, and every row is kept or accounted for."""
+
+import csv
+import importlib.util
+import json
+import shutil
+
+from fintune.data import load_data
+from fintune.errors import UserError
+from fintune.recipe import read_layer
+from fintune.task import make_task
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import COMPANIES, ROOT, TEXTS
+
+ROWS = [
+    {"title": f"{text.format(company)} {number}", "tone": tone}
+    for tone, texts in TEXTS.items()
+    for number, text in enumerate(texts)
+    for company in COMPANIES
+]
+BAD = [{"title": "", "tone": "Up"}, {"title": "no label", "tone": ""}, {"title": "rare", "tone": "Sideways"}]
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """data/prepare.py in a folder of its own, which it writes to."""
+    for folder in ("data", "templates"):
+        (tmp_path / folder).mkdir()
+    shutil.copy(ROOT / "data/prepare.py", tmp_path / "data/prepare.py")
+    spec = importlib.util.spec_from_file_location("prepare", tmp_path / "data/prepare.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.main
+
+
+def write(path, kind: str):
+    if kind == "csv":
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, ["title", "tone"])
+            writer.writeheader()
+            writer.writerows([*ROWS, *BAD])
+    elif kind == "jsonl":
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, *BAD]))
+    else:
+        pq.write_table(pa.Table.from_pylist([*ROWS, *BAD]), path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_a_file_becomes_a_task(kind, prepare, tmp_path, capsys):
+    source = write(tmp_path / f"news.{kind}", kind)
+    flags = [source, "--text", "title", "--label", "tone", "--task", "mine"]
+    prepare(flags)
+    out = " ".join(capsys.readouterr().out.split())
+    assert "left out: 3 rows" in out
+    assert "label 'Sideways' has 1 rows, 10 are needed" in out
+    yaml_text = (tmp_path / "data/mine.yaml").read_text()
+    assert "  Up or down: Up or down # 36 rows" in yaml_text
+    task = make_task(read_layer(tmp_path / "data/mine.yaml"), "mine.yaml")
+    data = load_data(task)
+    assert sum(data.summary()["rows"].values()) == len(ROWS)
+    found = {(row["text"], task.names[row["label"]]) for split in data.splits.values() for row in split}
+    assert found == {(row["title"], row["tone"]) for row in ROWS}
+    with pytest.raises(UserError, match=r"mine\.csv: is there already"):
+        prepare(flags)
+    prepare([*flags, "--force"])
+
+
+def test_what_makes_no_task_is_said_and_nothing_is_written(prepare, tmp_path):
+    source = write(tmp_path / "news.csv", "csv")
+    for flags, message in (
+        (["--text", "title", "--label", "title"], "holds 0 different labels"),
+        (["--text", "title", "--label", "mood"], "no column 'mood'"),
+        (["--text", "headline", "--label", "tone"], "column 'headline' stands 0 times"),
+    ):
+        with pytest.raises(UserError, match=message):
+            prepare([source, *flags, "--task", "mine"])
+    with pytest.raises(UserError, match="letters, digits"):
+        prepare([source, "--text", "title", "--label", "tone", "--task", "../mine"])
+    assert [path.name for path in (tmp_path / "data").iterdir() if path.name.startswith("mine")] == []
