@@ -1,4 +1,4 @@
-"""Training and scoring of short texts against the stock ways, on this machine's CPU: `make bench`, 11 minutes on two cores.
+"""Training and scoring of short texts against the stock ways on a CPU: `make bench`, 11 minutes on two cores.
 
 The model is a random Qwen3 of 30 million parameters (512 wide, 8 layers, 8 and 4 heads, vocabulary 8,192), so that its
 body and not its vocabulary costs the time; speed does not depend on the weights. Texts are those of the two tasks.
