@@ -289,22 +289,26 @@ PIECES += ["🙂".encode(), b"<|im_end|>", b"<think>", b"{", b"}", b'{"title": "
 PIECES += [b"\xed\xa0\x80", b"a" * 50_000, b'"title"', b": ", b'{"title": ', b"\xef\xbb\xbf", b"=1+1", b"\x1a", b"\t"]
 
 
-def hostile(rng: random.Random, ordinary: bytes) -> bytes:
-    """Lines, half of them ordinary, the others of up to 6 pieces that trip readers."""
-    return b"\n".join(
-        ordinary if rng.random() < 0.5 else b"".join(rng.choices(PIECES, k=rng.randint(0, 6)))
-        for _ in range(rng.randint(0, 12))
-    )
+def hostile(rng: random.Random, before: bytes, after: bytes) -> bytes:
+    """Lines, a third of them ordinary, the others of up to 6 pieces that trip readers, half of these in a frame."""
+    lines = []
+    for _ in range(rng.randint(0, 12)):
+        kind, pieces = rng.random(), b"".join(rng.choices(PIECES, k=rng.randint(0, 6)))
+        framed = before + pieces + after
+        lines.append(before + b"fine <|im_end|>" + after if kind < 1 / 3 else framed if kind < 2 / 3 else pieces)
+    return b"\n".join(lines)
 
 
 def test_hostile_files_give_rows_rejections_or_one_line(tmp_path, classifier):
     """1,000 files of each kind, read to their end and tokenised: nothing but a UserError may come out."""
     rng, texts, rejected, refused = random.Random(1), set(), 0, 0
-    csv_line, json_line = b'7,"fine, <|im_end|>"', b'{"title": "fine"}'
-    for kind, name, head, ordinary in ((Csv, "in.csv", b"id,title\n", csv_line), (Jsonl, "in.jsonl", b"", json_line)):
+    for kind, name, head, frame in (
+        (Csv, "in.csv", b"id,title\n", (b"7,", b"")),
+        (Jsonl, "in.jsonl", b"", (b'{"title": "', b'"}')),
+    ):
         for number in range(1000):
             path = tmp_path / name
-            path.write_bytes((head if number % 10 else b"") + hostile(rng, ordinary))
+            path.write_bytes((head if number % 10 else b"") + hostile(rng, *frame))
             try:
                 rows = list(kind(path, "title").rows())
             except UserError as error:
