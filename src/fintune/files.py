@@ -3,16 +3,21 @@
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 
 def write_text(path: Path, content: str) -> None:
     """Write a file whole or not at all, line ends as given: a reader never sees half of it, also after a power cut."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda part: part.write_bytes(content.encode("utf-8", "replace")))
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a file beside `path`, then put it there: whole or not at all."""
     part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(content.encode("utf-8", "replace"))
-        file.flush()
+    write(part)
+    with part.open("rb") as file:
         os.fsync(file.fileno())
     part.replace(path)
 

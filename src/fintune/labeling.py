@@ -18,7 +18,7 @@ from itertools import islice
 from pathlib import Path
 
 from fintune.errors import Stopped, UserError
-from fintune.files import sha256, write_json
+from fintune.files import sha256, write_json, write_whole
 from fintune.inference import Classifier
 from fintune.tables import Row, fault_of, json_line, kind_of
 
@@ -153,12 +153,12 @@ def _label_shards(table, answers: Answers, parts: Path, spreadsheet_safe: bool, 
             done = parts / f"{number:08}.rows"
             good, bad = _judged(shard)
             if not done.exists():
-                _write_whole(
+                write_whole(
                     parts / f"{number:08}.rejected",
                     lambda path, bad=bad: path.write_bytes(b"".join(json_line(line) for line in bad)),
                 )
                 added = answers([row.text for row in good])
-                _write_whole(
+                write_whole(
                     done,
                     lambda path, good=good, added=added: table.write(path, good, added, spreadsheet_safe),
                 )
@@ -185,22 +185,14 @@ def _beginning(text: object) -> str | None:
     return text[:1000] if isinstance(text, str) else None
 
 
-def _write_whole(path: Path, write) -> None:
-    part = path.with_name(path.name + ".part")
-    write(part)
-    with part.open("rb") as file:
-        os.fsync(file.fileno())
-    part.replace(path)
-
-
 def _join(table, shards: list[Path], parts: Path, target: Path) -> None:
     """Rejected rows first: where `target` is, all is."""
     rejected = b"".join(path.read_bytes() for path in sorted(parts.glob("*.rejected")))
     place = target.with_name(target.name + ".rejected.jsonl")
     place.unlink(missing_ok=True)
     if rejected:
-        _write_whole(place, lambda path: path.write_bytes(rejected))
-    _write_whole(target, lambda path: table.join(shards, path))
+        write_whole(place, lambda path: path.write_bytes(rejected))
+    write_whole(target, lambda path: table.join(shards, path))
 
 
 @contextmanager
