@@ -1,6 +1,5 @@
 """A finished run as a function from texts to labels, whatever kind of model it holds."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,7 +45,9 @@ class Classifier:
                 belongs to another base.
         """
         folder = Path(run_dir)
-        result = _result(folder)
+        result = runs.read_result(folder)
+        if not ((folder / "adapter_config.json").is_file() or (folder / "config.json").is_file()):
+            raise UserError(f"{folder}: holds no weights, as runs of train_linear.py do; take one of train_sft.py")
         recipe_path = [str(folder / "recipe.yaml"), *HERE]
         if (folder / "adapter_config.json").is_file():
             recipe = parse_recipe(recipe_path, RunArguments, SFTConfig, ModelConfig)
@@ -106,15 +107,3 @@ class Classifier:
         if "curve" not in self.calibration:
             raise UserError("this run has no calibration in its metrics.json; train it again, or give --abstain-below")
         return threshold_for(self.calibration, target_accuracy)
-
-
-def _result(folder: Path) -> dict:
-    path = folder / "metrics.json"
-    if not (path.is_file() and (folder / "recipe.yaml").is_file()):
-        raise UserError(f"{folder}: no finished run (recipe.yaml, metrics.json); train one with train_sft.py")
-    if not ((folder / "adapter_config.json").is_file() or (folder / "config.json").is_file()):
-        raise UserError(f"{folder}: holds no weights, as runs of train_linear.py do; take one of train_sft.py")
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: no JSON ({error}); train the run again") from error

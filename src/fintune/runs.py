@@ -283,6 +283,20 @@ def model_summary(model: PreTrainedModel, base: str, model_args: ModelConfig) ->
 
 
 def load_result(folder: Path) -> dict:
+    """metrics.json of a finished run of a language model.
+
+    Raises:
+        UserError: as `read_result`, or the run is of another kind of model.
+    """
+    result = read_result(folder)
+    if not (folder / "adapter_config.json").is_file():
+        raise UserError(
+            f"{folder}: no language model's run; train_cls.py and train_linear.py score their own at the end"
+        )
+    return result
+
+
+def read_result(folder: Path) -> dict:
     """metrics.json of a finished run.
 
     Raises:
@@ -291,10 +305,6 @@ def load_result(folder: Path) -> dict:
     if not ((folder / "recipe.yaml").is_file() and (folder / "metrics.json").is_file()):
         raise UserError(
             f"{folder}: no finished run (recipe.yaml, metrics.json); to score a model, add --task data/X.yaml"
-        )
-    if not (folder / "adapter_config.json").is_file():
-        raise UserError(
-            f"{folder}: no language model's run; train_cls.py and train_linear.py score their own at the end"
         )
     try:
         result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
