@@ -250,7 +250,22 @@ def test_a_begun_file_takes_no_other_input_or_run(label, tmp_path, monkeypatch):
     with pytest.raises(UserError, match="was begun with another input"):
         label(tmp_path / "in.csv")
     (tmp_path / "in.csv").write_text("title\nx\n")
-    assert label(tmp_path / "in.csv")[0] == (1, 0)
+    join = labeling._join
+
+    def power_cut_behind(*args):
+        join(*args)
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(labeling, "_join", power_cut_behind)
+        with pytest.raises(RuntimeError, match="power cut"):
+            label(tmp_path / "in.csv")
+    counts, target = label(tmp_path / "in.csv")
+    assert counts == (1, 0)
+    assert target.exists()
+    assert not target.with_name(target.name + ".parts").exists()
+    with pytest.raises(UserError, match="is there already"):
+        label(tmp_path / "in.csv")
 
 
 def test_lines_of_standard_input_are_answered_as_they_come(run_dir):
@@ -266,6 +281,18 @@ def test_lines_of_standard_input_are_answered_as_they_come(run_dir):
     assert (second["line"], third["line"], last["text"]) == (2, 3, "last")
     assert "not UTF-8" in third["reason"]
     assert process.returncode == 3
+
+
+def test_a_reader_that_goes_away_ends_a_stream_in_one_line(run_dir):
+    command = [sys.executable, str(ROOT / "predict.py"), str(run_dir), "-"]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process.stdout.close()
+    process.stdin.write(b"Alder cut its dividend\n")
+    process.stdin.close()
+    errors = process.stderr.read().decode()
+    assert process.wait(timeout=60) == 141
+    assert errors.splitlines()[-1] == "the reader of standard output went away"
+    assert "Traceback" not in errors
 
 
 def test_abstaining_from_a_target_accuracy(classifier, label, tmp_path, monkeypatch):

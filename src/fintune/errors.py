@@ -1,6 +1,7 @@
 """What a user can put right ends in one line and exit code 2; everything else keeps its traceback."""
 
 import errno
+import os
 import signal
 import sys
 import warnings
@@ -29,6 +30,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         message, code = f"error: {error}", 2
     except Stopped as stop:
         message, code = str(stop), 128 + stop.signum
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at its end
+        message, code = "the reader of standard output went away", 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         message, code = "interrupted; what was saved before stands", 128 + signal.SIGINT
     except Exception as error:

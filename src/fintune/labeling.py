@@ -7,7 +7,6 @@ every text so far. When the last shard is done they become OUT and OUT.rejected.
 import hashlib
 import json
 import os
-import shutil
 import signal
 import sqlite3
 import sys
@@ -98,7 +97,8 @@ def label_file(
     kind = kind_of(source)
     if kind is not kind_of(target) or (source.suffix == ".gz") != (target.suffix == ".gz"):
         raise UserError(f"{target}: the output has the format of the input, {source.name}; rename it")
-    if target.exists():
+    parts = target.with_name(target.name + ".parts")
+    if target.exists() and not (parts / "manifest.json").exists():  # with it: killed while it cleaned up
         raise UserError(f"{target}: is there already; remove it, or name another output")
     if not source.is_file():
         raise UserError(f"{source}: no such file")
@@ -107,7 +107,6 @@ def label_file(
     if taken := set(columns).intersection(table.columns):
         raise UserError(f"{source}: has a column {min(taken)!r} already; choose a --prefix for the new ones")
     table.add_columns(columns)
-    parts = target.with_name(target.name + ".parts")
     parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / "lock", timeout=0), _stoppable(f"{target}.parts") as stopped:
@@ -119,7 +118,9 @@ def label_file(
             _join(table, sorted(parts.glob("*.rows")), parts, target)
     except Timeout as error:
         raise UserError(f"{parts}: another run is writing it; wait for that one, or name another output") from error
-    shutil.rmtree(parts)
+    for path in sorted(parts.iterdir(), key=lambda path: path.name == "manifest.json"):
+        path.unlink()
+    parts.rmdir()
     return counts
 
 
