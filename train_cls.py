@@ -43,6 +43,7 @@ def main(argv: list[str]) -> None:
         eval_dataset=eval_dataset,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
+        compute_loss_func=classifier.weighted_loss(data.class_weights(task)),
         compute_metrics=classifier.accuracy,
         preprocess_logits_for_metrics=classifier.label_logits,
     )

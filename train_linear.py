@@ -44,11 +44,11 @@ def words(text: str) -> str:
     return URL.sub(" ", text.lower())
 
 
-def build(args: LinearArguments, C: float):
+def build(args: LinearArguments, C: float, class_weights: str | None):
     if args.linear_model == "majority":
         return DummyClassifier(strategy="prior")
     features = TfidfVectorizer(preprocessor=words, ngram_range=(1, args.ngram_max), sublinear_tf=True)
-    one = LogisticRegression(C=C, solver="liblinear", dual=True, tol=0.1, max_iter=1000)
+    one = LogisticRegression(C=C, solver="liblinear", dual=True, tol=0.1, max_iter=1000, class_weight=class_weights)
     # 20 small problems take seconds, one of 20 classes a minute
     return make_pipeline(features, OneVsRestClassifier(one))
 
@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     # The method: one fit for each C, the best on validation is kept
     started, log, best = time.perf_counter(), [], -1.0
     for C in linear_args.C if linear_args.linear_model == "tfidf" else [None]:
-        candidate = build(linear_args, C).fit(train["text"], train["label"])
+        candidate = build(linear_args, C, task.class_weights).fit(train["text"], train["label"])
         accuracy = float((candidate.predict(validation["text"]) == validation["label"]).mean())
         log.append({"C": C, "eval_accuracy": accuracy})
         print(f"validation: accuracy {accuracy:.4f} with C {C}")

@@ -34,7 +34,7 @@ def main(argv: list[str]) -> None:
         base = build_tiny(folder / "staging/base", task, data.splits["train"]["text"], run_args, training_args)
     tokenizer = runs.load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(task, tokenizer, training_args.max_length)
-    train_dataset = prompt.training_rows(data.splits["train"])
+    train_dataset = prompt.training_rows(data.splits["train"], data.class_weights(task))
     eval_dataset = prompt.training_rows(data.splits["validation"])
     print(f"data: {data.summary()}, {prompt.cut_texts} texts cut to {training_args.max_length} tokens")
     print(f"one row, its trained tokens in ⟦⟧:\n{prompt.show(train_dataset[0])}")

@@ -25,6 +25,7 @@ from rich.table import Table
 
 MOST_LABELS = 100  # more different values are hardly classes
 FEWEST_ROWS = 10  # of a class: fewer cannot stand in training, validation and test
+IMBALANCE = 3  # rows of the commonest class for each of the rarest, from which on weights are offered
 TEMPLATE = """\
 {{#- Made by data/prepare.py for {task}: say here what the labels mean; `text` is a row's text. -#}}
 Classify this text. Answer with one of: {{{{ labels | join("; ") }}}}.
@@ -108,8 +109,15 @@ def task_text(args: argparse.Namespace, counts: Counter, left_out: dict[str, lis
     lines += [f"  {scalars[label]}: {scalars[label]} # {counts[label]:,} rows" for label in sorted(counts)]
     lines += ["", "files:", f"  all: {{path: {args.task}.csv, rows: {counts.total()}}}"]
     lines += ["", "split: {seed: 42, validation: 0.1, test: 0.1} # near-duplicates stay on one side"]
+    if imbalance(counts) >= IMBALANCE:
+        why = f"the commonest class has {imbalance(counts):.1f} times the rows of the rarest"
+        lines += ["", f"# class_weights: balanced # {why}"]
     lines += ["", "log_texts: false # true sends texts of rows to Weights & Biases"]
     return "\n".join(lines) + "\n"
+
+
+def imbalance(counts: Counter) -> float:
+    return max(counts.values()) / min(counts.values())
 
 
 def show(name: str, rows: list[tuple[str, str]], counts: Counter, left_out: dict[str, list[int]]) -> None:
@@ -119,8 +127,11 @@ def show(name: str, rows: list[tuple[str, str]], counts: Counter, left_out: dict
     for label, count in counts.most_common():
         table.add_row(label, f"{count:,}", f"{count / len(rows):.1%}")
     Console().print(table)
-    (_, most), (_, least) = counts.most_common()[0], counts.most_common()[-1]
-    print(f"imbalance: the commonest class has {most / least:.1f} times the rows of the rarest")
+    offer = f"; `class_weights: balanced` in data/{name}.yaml weighs each class the same"
+    print(
+        f"imbalance: the commonest class has {imbalance(counts):.1f} times the rows of the rarest"
+        + offer * (imbalance(counts) >= IMBALANCE)
+    )
     texts = [text for text, _ in rows]
     labels_of = defaultdict(set)
     for text, label in rows:

@@ -58,6 +58,7 @@ def test_a_file_becomes_a_task(kind, prepare, tmp_path, capsys):
     assert "left out: 3 rows" in out
     assert "label 'Sideways' has 1 rows, 10 are needed" in out
     yaml_text = (tmp_path / "data/mine.yaml").read_text()
+    assert "class_weights" not in yaml_text + out  # 36 rows of each class
     assert "  Up or down: Up or down # 36 rows" in yaml_text
     task = make_task(read_layer(tmp_path / "data/mine.yaml"), "mine.yaml")
     data = load_data(task)
@@ -81,3 +82,15 @@ def test_what_makes_no_task_is_said_and_nothing_is_written(prepare, tmp_path):
     with pytest.raises(UserError, match="letters, digits"):
         prepare([source, "--text", "title", "--label", "tone", "--task", "../mine"])
     assert [path.name for path in (tmp_path / "data").iterdir() if path.name.startswith("mine")] == []
+
+
+def test_weights_are_offered_where_classes_are_uneven(prepare, tmp_path, capsys):
+    more = [{**ROWS[-1], "title": f"more {i}"} for i in range(40)]
+    rows = ROWS[:20] + [row for row in ROWS if row["tone"] != "Up"] + more
+    (tmp_path / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare([str(tmp_path / "news.jsonl"), "--text", "title", "--label", "tone", "--task", "mine"])
+    assert "3.8 times the rows of the rarest; `class_weights: balanced`" in " ".join(capsys.readouterr().out.split())
+    path = tmp_path / "data/mine.yaml"
+    assert make_task(read_layer(path), "").class_weights is None
+    path.write_text(path.read_text().replace("# class_weights", "class_weights"))
+    assert make_task(read_layer(path), "").class_weights == "balanced"

@@ -189,6 +189,22 @@ def label_logits(logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Te
     return logits[0] if isinstance(logits, tuple) else logits
 
 
+def weighted_loss(weights: list[float] | None):
+    """A Trainer's `compute_loss_func`: cross-entropy times the weight of the row's class; None, its own, without.
+
+    Class weights average 1 over the training rows, so the sum is divided by the update's rows, as without them.
+    """
+    if weights is None:
+        return None
+
+    def loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
+        by_class = torch.tensor(weights, device=labels.device)
+        total = torch.nn.functional.cross_entropy(outputs.logits.float(), labels, by_class, reduction="sum")
+        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+
+    return loss
+
+
 def accuracy(prediction) -> dict[str, float]:
     """`eval_accuracy` of an evaluation on the validation split: what early stopping looks at."""
     return {"accuracy": float((prediction.predictions.argmax(axis=1) == prediction.label_ids).mean())}

@@ -20,6 +20,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.utils.class_weight import compute_class_weight
 
 SPLITS = ("train", "validation", "test")
 URL = re.compile(r"https?://\S+|www\.\S+")
@@ -42,6 +43,13 @@ class TaskData:
     source: str
     sha256: str
     clean: list[bool]
+
+    def class_weights(self, task: Task) -> list[float] | None:
+        """By label id rows / (labels x rows of the label), counted in the training split; None where not asked for."""
+        if task.class_weights is None:
+            return None
+        labels = np.asarray(self.splits["train"]["label"])
+        return compute_class_weight(task.class_weights, classes=np.arange(len(task.labels)), y=labels).tolist()
 
     def summary(self) -> dict:
         """What a result says of the data it saw."""

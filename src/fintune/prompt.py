@@ -75,12 +75,16 @@ class Prompt:
                 self.cut_texts += 1
         return prompts
 
-    def training_rows(self, rows: Dataset) -> Dataset:
-        """`input_ids` and `labels` of each row, in the rows' order: trained are the label's tokens and its end."""
+    def training_rows(self, rows: Dataset, class_weights: list[float] | None = None) -> Dataset:
+        """`input_ids` and `labels` of each row, in the rows' order: trained are the label's tokens and its end.
+
+        With `class_weights`, one for each label id, also `weight`, by which the row's loss is multiplied.
+        """
 
         def row(text_ids: list[int], label: int) -> dict:
             label_ids = self.label_ids[label]
-            return {"input_ids": text_ids + label_ids, "labels": [IGNORE] * len(text_ids) + label_ids}
+            ids = {"input_ids": text_ids + label_ids, "labels": [IGNORE] * len(text_ids) + label_ids}
+            return ids | ({"weight": class_weights[label]} if class_weights else {})
 
         return Dataset.from_list([row(*pair) for pair in zip(self.encode(rows["text"]), rows["label"], strict=True)])
 

@@ -35,6 +35,7 @@ class Task:
         sample: invented rows that stand in where neither mirror nor Hub is there, for models that need no download.
         split: seed and shares of what is cut.
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
+        class_weights: "balanced" weighs a row's loss by the rarity of its class; unset, every row counts the same.
         log_texts: whether texts of rows may be sent to Weights & Biases.
     """
 
@@ -50,6 +51,7 @@ class Task:
     label_column: str = "label"
     split: dict[str, float] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
+    class_weights: str | None = None
     log_texts: bool = False
 
     @property
@@ -124,6 +126,8 @@ def make_task(values: dict, where: str) -> Task:
         raise UserError(f"{where}: `split` cuts off {shares[0]!r} and {shares[1]!r}; two shares whose sum is below 1")
     if not isinstance(values.get("log_texts", False), bool):
         raise UserError(f"{where}: `log_texts` is {values['log_texts']!r}; it takes true or false, without quotes")
+    if values.get("class_weights") not in (None, "balanced"):
+        raise UserError(f"{where}: `class_weights` is {values['class_weights']!r}; it takes balanced, or leave it out")
     if values.get("hub") and not values.get("revision"):
         raise UserError(f"{where}: `hub: {values['hub']}` has no `revision`; pin the commit it was read at")
     return Task(**values)

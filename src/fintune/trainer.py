@@ -9,6 +9,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 
 from fintune.attention import ONE_LINE
+from fintune.errors import UserError
 from fintune.prompt import IGNORE
 from fintune.scoring import common_prefix, last_mlp_at
 
@@ -32,8 +33,14 @@ class OneLine:
 
     @classmethod
     def of(cls, batching: str, *datasets: Dataset) -> "OneLine | None":
-        """The collator of a recipe's `batching` for these rows; None, TRL's own, for `padded`."""
+        """The collator of a recipe's `batching` for these rows; None, TRL's own, for `padded`.
+
+        Raises:
+            UserError: the rows have weights, which TRL's own trainer would drop.
+        """
         if batching == "padded":
+            if any("weight" in dataset.column_names for dataset in datasets):
+                raise UserError("`class_weights` with `batching: padded`: set batching to shared_prefix or packed")
             return None
         rows = [ids for dataset in datasets for ids in dataset["input_ids"]]
         return cls(common_prefix(rows) if batching == "shared_prefix" else 0)
@@ -44,16 +51,17 @@ class OneLine:
             lengths (rows,): tokens of each row, shared ones and the end included; input_ids, position_ids (1, T),
             without the rows' end tokens, which are predicted and never read; key_tokens, cu_seq_lens_q, cu_seq_lens_k,
             max_length_q, max_length_k: what sees what, of `one_line_attention`, the shared tokens being a sequence of
-            their own; logits_to_keep (n,): where a label token is predicted, and labels (1, n), which; token_lengths
-            (1, T): length of a token's row, for shared tokens the rows' mean.
+            their own; logits_to_keep (n,): where a label token is predicted; labels (1, n): which; weights (n,): of
+            the rows they belong to; token_lengths (1, T): length of a token's row, for shared tokens the rows' mean.
         """
         shared = self.shared
         lengths = torch.tensor([len(row["input_ids"]) for row in rows])
         rests = lengths - shared - 1
-        ids, targets = rows[0]["input_ids"][:shared], [IGNORE] * shared
+        ids, targets, weights = rows[0]["input_ids"][:shared], [IGNORE] * shared, [1.0] * shared
         for row in rows:
             ids = ids + row["input_ids"][shared:-1]
             targets = targets + row["labels"][shared + 1 :]
+            weights = weights + [row.get("weight", 1.0)] * (len(row["input_ids"]) - shared - 1)
         targets = torch.tensor(targets)
         where = (targets != IGNORE).nonzero().squeeze(1)
         first = torch.arange(shared)
@@ -73,6 +81,7 @@ class OneLine:
             "max_length_k": max(map(len, keys)),
             "logits_to_keep": where,
             "labels": targets[None, where],
+            "weights": torch.tensor(weights)[where],
             "token_lengths": torch.cat([mean, torch.repeat_interleave(lengths.float(), rests)])[None],
         }
 
@@ -117,6 +126,9 @@ class OneLineTrainer(SFTTrainer):
                     if isinstance(dropout, torch.nn.Dropout):  # Identity where lora_dropout is 0
                         module.lora_dropout[name] = CheapDropout(dropout.p)
 
+    def _set_signature_columns_if_needed(self):
+        self._signature_columns = ["input_ids", "labels", "weight"]  # other columns are removed
+
     def _add_noise(self, module, inputs, embedded: torch.Tensor) -> torch.Tensor:
         alpha = self.args.neftune_noise_alpha
         if self._token_lengths is None or alpha is None or not module.training:
@@ -125,9 +137,12 @@ class OneLineTrainer(SFTTrainer):
         return embedded + torch.empty_like(embedded).uniform_(-1, 1) * scale[..., None].to(embedded.dtype)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy of label tokens, summed and divided by the update's label tokens, as TRL does."""
+        """Cross-entropy of label tokens, summed and divided by the update's label tokens, as TRL does.
+
+        Class weights average 1 over the training rows, so they multiply the sum and leave the divisor alone.
+        """
         inputs = dict(inputs)
-        labels, _ = inputs.pop("labels")[0], inputs.pop("lengths")
+        labels, weights, _ = inputs.pop("labels")[0], inputs.pop("weights"), inputs.pop("lengths")
         self._token_lengths = inputs.pop("token_lengths")
         plain = self.accelerator.unwrap_model(model)
         # checkpointing computes the forward again behind this block, so there the whole MLP stays
@@ -139,7 +154,7 @@ class OneLineTrainer(SFTTrainer):
                 logits = model(**inputs, use_cache=False).logits[0]
         finally:
             self._token_lengths = None
-        loss = F.cross_entropy(logits.float(), labels, reduction="sum")
+        loss = (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
         loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is of all processes
