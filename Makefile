@@ -1,6 +1,7 @@
 # make train-sentiment | train-topic | train-<your task> | test | lint | dashboard
 # make baselines [TASKS="sentiment topic"] [ENCODER=/path/to/folder] runs every baseline that this machine can.
 # make compare sets the runs side by side: tables, paired tests, runs/report.html (ARGS="--readme README.md --wandb").
+# make serve RUN=runs/sentiment/tiny [ARGS="--port 8000"] answers over HTTP with a trained run.
 # make bench measures training and scoring against the stock ways on this machine's CPU, 11 minutes; on a GPU run
 # .venv/bin/python benchmarks/gpu.py
 # MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is passed on.
@@ -10,10 +11,11 @@ MODEL ?= auto
 ARGS ?=
 TASKS ?= sentiment topic
 ENCODER ?=
+RUN ?= runs/sentiment/tiny
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: baselines bench compare test lint dashboard
+.PHONY: baselines bench compare serve test lint dashboard
 
 train-%: $(READY)
 	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \
@@ -24,6 +26,9 @@ baselines: $(READY)
 
 compare: $(READY)
 	@$(BIN)/python compare.py $(ARGS)
+
+serve: $(READY)
+	$(BIN)/python serve.py $(RUN) $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)

@@ -77,3 +77,24 @@ def toy(task_folder):
     tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
     model = AutoModelForCausalLM.from_pretrained(base)
     return recipe.task, data, Prompt(recipe.task, tokenizer, 120), model
+
+
+@pytest.fixture(scope="session")
+def run_dir(tmp_path_factory):
+    """A language model's run that is right more often than not."""
+    folder = write_task(tmp_path_factory.mktemp("run"))
+    before = os.getcwd()
+    os.chdir(folder)
+    try:
+        flags = ["--num_train_epochs", "15", "--learning_rate", "1e-2"]
+        script("train_sft").main(["data/toy.yaml", "small.yaml", *SMALL, *flags])
+    finally:
+        os.chdir(before)
+    return folder / "runs/toy/small"
+
+
+@pytest.fixture(scope="session")
+def classifier(run_dir):
+    from fintune.inference import Classifier
+
+    return Classifier.from_pretrained(run_dir)

@@ -22,28 +22,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT, SMALL, script, write_task
+from conftest import ROOT
 
 NEW = ["label", "confidence", "probability_Up", "probability_Up or down", "probability_Down", "abstained"]
-
-
-@pytest.fixture(scope="module")
-def run_dir(tmp_path_factory):
-    """A language model's run that is right more often than not."""
-    folder = write_task(tmp_path_factory.mktemp("run"))
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        flags = ["--num_train_epochs", "15", "--learning_rate", "1e-2"]
-        script("train_sft").main(["data/toy.yaml", "small.yaml", *SMALL, *flags])
-    finally:
-        os.chdir(before)
-    return folder / "runs/toy/small"
-
-
-@pytest.fixture(scope="module")
-def classifier(run_dir):
-    return Classifier.from_pretrained(run_dir)
 
 
 @pytest.fixture
