@@ -29,6 +29,7 @@ from transformers import (
     T5Config,
     T5Model,
     TrainingArguments,
+    pipeline,
 )
 from trl import ModelConfig, SFTConfig
 
@@ -98,6 +99,18 @@ def parsed(base: str, *more: str):
     model_args = recipe.args[0]
     model = classifier.load_classifier(model_args, base, recipe.task, torch.device("cpu"), 0)
     return recipe.task, model_args, AutoTokenizer.from_pretrained(base), model
+
+
+@pytest.mark.parametrize("kind", ["bert", "t5"])
+def test_an_encoder_is_exported_with_a_card(kind, task_folder, texts):
+    base = save_encoder(task_folder / "base", kind, texts)
+    script("train_cls").main(argv(base))
+    script("export").main(["runs/toy/x", "plain"])
+    classify = pipeline("text-classification", "plain")
+    assert [row["label"] for row in classify(texts[:20])] == Classifier.from_pretrained("runs/toy/x")(texts[:20])[0]
+    card = (task_folder / "plain/README.md").read_text()
+    assert 'pipeline("text-classification", "plain"' in card
+    assert str(task_folder) not in card
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)

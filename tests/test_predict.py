@@ -331,8 +331,8 @@ def test_hostile_files_give_rows_rejections_or_one_line(tmp_path, classifier):
     assert refused > 50
     assert rejected > 500
     assert len(texts) > 100
-    control = set(classifier._encoder.tokenizer.get_added_vocab().values())
-    frame = sorted(set(classifier._encoder.encode(["x"])[0]) & control)
-    for ids in classifier._encoder.encode(sorted(texts)):
+    control = set(classifier.encoder.tokenizer.get_added_vocab().values())
+    frame = sorted(set(classifier.encoder.encode(["x"])[0]) & control)
+    for ids in classifier.encoder.encode(sorted(texts)):
         assert len(ids) <= classifier.max_length
         assert sorted(set(ids) & control) == frame  # those of the chat format, none of a text's own

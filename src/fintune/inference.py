@@ -1,6 +1,7 @@
 """A finished run as a function from texts to labels, whatever kind of model it holds."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fintune import classifier, runs
@@ -14,7 +15,8 @@ from fintune.tables import fault_of
 
 import numpy as np
 import torch
-from transformers import AutoModelForSequenceClassification, TrainingArguments
+from peft import PeftModel
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, TrainingArguments
 from trl import ModelConfig, SFTConfig
 
 HERE = ("--report_to", "none", "--bf16", "false")  # bf16 is of training; the weights keep their dtype
@@ -28,17 +30,27 @@ class Classifier:
         names: the label names, in the order of the probabilities.
         calibration: of the run's metrics.json; see fintune/calibration.py.
         max_length: tokens of a prompt or text; longer texts lose their end.
+        model, encoder: what scores, and what turns texts into its token ids.
     """
 
     names: list[str]
     calibration: dict
     max_length: int
-    _model_probabilities: object
-    _encoder: Prompt | PlainText
+    model: PreTrainedModel | PeftModel
+    encoder: Prompt | PlainText
+
+    def __post_init__(self):
+        if isinstance(self.encoder, Prompt):
+            self._model_probabilities = Scorer(self.model, self.encoder).probabilities
+        else:
+            self._model_probabilities = partial(classifier.probabilities, self.model, self.encoder)
 
     @classmethod
-    def from_pretrained(cls, run_dir: str | Path) -> "Classifier":
+    def from_pretrained(cls, run_dir: str | Path, merge: bool = True) -> "Classifier":
         """Load a run of train_sft.py or train_cls.py: its base, its adapter, its templates and its temperature.
+
+        Args:
+            merge: add the adapter to the weights where they are float32: exact to 1e-6, and a score half as long.
 
         Raises:
             UserError: the folder is no finished run, is one of train_linear.py, which keeps no weights, or its adapter
@@ -57,9 +69,8 @@ class Classifier:
             tokenizer = runs.load_tokenizer(str(folder), model_args.model_revision, training_args.chat_template_path)
             prompt = Prompt(recipe.task, tokenizer, training_args.max_length)
             model = runs.load_model(model_args, base, training_args.device, folder)
-            if model.dtype == torch.float32:  # there the merged product is exact to 1e-6, and a score half as long
+            if merge and model.dtype == torch.float32:
                 model = model.merge_and_unload()
-            probabilities = Scorer(model, prompt).probabilities
         else:
             recipe = parse_recipe(recipe_path, ClassifierArguments, TrainingArguments)
             model_args, training_args = recipe.args
@@ -69,12 +80,8 @@ class Classifier:
                     folder, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
                 ).to(training_args.device)
             prompt = PlainText(tokenizer, model.config, model_args.max_length)
-
-            def probabilities(texts: list[str]) -> np.ndarray:
-                return classifier.probabilities(model, prompt, texts)
-
         calibration = result.get("calibration") or {"temperature": 1.0}
-        return cls(recipe.task.names, calibration, prompt.max_length, probabilities, prompt)
+        return cls(recipe.task.names, calibration, prompt.max_length, model, prompt)
 
     def __call__(self, texts: list[str]) -> tuple[list[str], np.ndarray]:
         """
@@ -96,7 +103,7 @@ class Classifier:
     @property
     def cut_texts(self) -> int:
         """How many texts were cut to `max_length` so far."""
-        return self._encoder.cut_texts
+        return self.encoder.cut_texts
 
     def threshold(self, target_accuracy: float) -> float:
         """The confidence from which on the run's validation rows were right in that share.

@@ -96,11 +96,13 @@ class Prompt:
             pieces.append(piece if label == IGNORE else f"⟦{piece}⟧")
         return "".join(pieces)
 
+    def turn(self, text: str) -> str:
+        """What the user says in the chat."""
+        return self._template.render(text=text.strip(), labels=self.task.names).removesuffix(self._leave_out)
+
     def _render(self, texts: list[str]) -> list[list[int]]:
-        turns = [self._template.render(text=text.strip(), labels=self.task.names) for text in texts]
-        turns = [turn.removesuffix(self._leave_out) for turn in turns]
         return self.tokenizer.apply_chat_template(
-            [[{"role": "user", "content": turn}] for turn in turns],
+            [[{"role": "user", "content": self.turn(text)}] for text in texts],
             add_generation_prompt=True,
             enable_thinking=False,  # the assistant's turn then opens with Qwen3's empty think block
             sanitize_control_tokens=True,
