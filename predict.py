@@ -1,9 +1,11 @@
-"""Label headlines with a trained run: a file of any length, or lines as they come.
+"""Label headlines with a trained run: a file of any length, lines as they come, or a folder on a cluster.
 
     python predict.py runs/sentiment/tiny news.csv --text-column title -o labelled.csv
     tail -f wire.txt | python predict.py runs/sentiment/tiny - > labelled.jsonl
+    python predict.py runs/sentiment/tiny s3://bucket/news --engine ray -o s3://bucket/labelled
 
-CSV, JSONL (both gzip'd too) and Parquet. Killed, the same command goes on. Exit code 3: done, some rows rejected.
+CSV, JSONL (both gzip'd too) and Parquet; with Ray the Parquet files of a folder. Killed, the same command goes on.
+Exit code 3: done, some rows rejected.
 """
 
 import argparse
@@ -11,16 +13,23 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from fintune import runs
+from fintune.calibration import threshold_for
 from fintune.errors import UserError, run
 from fintune.inference import Classifier
-from fintune.labeling import label_file, label_stream
+from fintune.labeling import identity, label_file, label_stream
 
 
 def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run_dir", type=Path, help="folder of a run of train_sft.py or train_cls.py")
-    parser.add_argument("input", help=".csv, .csv.gz, .jsonl, .jsonl.gz, .parquet, or - for lines of standard input")
-    parser.add_argument("-o", "--output", type=Path, help="a file of the input's format; not with -")
+    parser.add_argument(
+        "input", help=".csv, .csv.gz, .jsonl, .jsonl.gz, .parquet, - for lines of standard input, or a folder for Ray"
+    )
+    parser.add_argument("-o", "--output", help="a file of the input's format, or a folder for Ray; not with -")
+    parser.add_argument(
+        "--engine", choices=["local", "ray"], default="local", help="ray: RAY_ADDRESS, else this machine"
+    )
     parser.add_argument("--text-column", default="text", help="column that is labelled (default: text)")
     parser.add_argument("--prefix", default="", help="put in front of the names of the added columns")
     least = parser.add_mutually_exclusive_group()
@@ -30,27 +39,31 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     if (args.input == "-") == (args.output is not None):
         raise UserError("a file needs -o OUTPUT; lines of standard input (-) are answered on standard output, without")
+    result = runs.read_result(args.run_dir)
+    calibration, threshold = runs.calibration_of(result), args.abstain_below
+    if args.target_accuracy is not None:
+        threshold = threshold_for(calibration, args.target_accuracy)
+        print(f"abstains below a confidence of {threshold:.4f}", file=sys.stderr)
+
+    if args.engine == "ray":
+        from fintune.fleet import label_folder  # pip install 'fintune[ray]'
+
+        if args.input == "-" or args.spreadsheet_safe:
+            raise UserError("--engine ray labels a folder of Parquet files, without --spreadsheet-safe")
+        run_id = identity(args.run_dir, result["data"]["labels"], calibration)
+        options = args.text_column, threshold, args.prefix
+        labelled, rejected = label_folder(args.run_dir, run_id, args.input, args.output, *options)
+        print(f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected", file=sys.stderr)
+        return 3 if rejected else 0
 
     with redirect_stdout(sys.stderr):  # standard output is for answers
         classifier = Classifier.from_pretrained(args.run_dir)
-    threshold = args.abstain_below
-    if args.target_accuracy is not None:
-        threshold = classifier.threshold(args.target_accuracy)
-        print(f"abstains below a confidence of {threshold:.4f}", file=sys.stderr)
-
     if args.input == "-":
         labelled, rejected = label_stream(classifier, threshold, args.prefix)
     else:
-        labelled, rejected = label_file(
-            classifier,
-            args.run_dir,
-            Path(args.input),
-            args.output,
-            args.text_column,
-            threshold,
-            args.prefix,
-            args.spreadsheet_safe,
-        )
+        files = Path(args.input), Path(args.output)
+        options = args.text_column, threshold, args.prefix, args.spreadsheet_safe
+        labelled, rejected = label_file(classifier, args.run_dir, *files, *options)
     where = f", see {args.output}.rejected.jsonl" if rejected and args.output else ""
     print(
         f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected{where}; {classifier.cut_texts:,} "

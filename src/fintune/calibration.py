@@ -70,8 +70,10 @@ def threshold_for(calibration: dict, accuracy: float) -> float:
     """The least confidence at which validation rows that confident or more were right in that share.
 
     Raises:
-        UserError: none were.
+        UserError: none were, or the run was trained before confidences were calibrated.
     """
+    if "curve" not in calibration:
+        raise UserError("this run has no calibration in its metrics.json; train it again, or give --abstain-below")
     reached = [confidence for confidence, _, found in calibration["curve"] if found >= accuracy]
     if not reached:
         best = max(found for _, _, found in calibration["curve"])

@@ -80,8 +80,7 @@ class Classifier:
                     folder, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
                 ).to(training_args.device)
             prompt = PlainText(tokenizer, model.config, model_args.max_length)
-        calibration = result.get("calibration") or {"temperature": 1.0}
-        return cls(recipe.task.names, calibration, prompt.max_length, model, prompt)
+        return cls(recipe.task.names, runs.calibration_of(result), prompt.max_length, model, prompt)
 
     def __call__(self, texts: list[str]) -> tuple[list[str], np.ndarray]:
         """
@@ -106,11 +105,5 @@ class Classifier:
         return self.encoder.cut_texts
 
     def threshold(self, target_accuracy: float) -> float:
-        """The confidence from which on the run's validation rows were right in that share.
-
-        Raises:
-            UserError: none is, or the run was trained before confidences were calibrated.
-        """
-        if "curve" not in self.calibration:
-            raise UserError("this run has no calibration in its metrics.json; train it again, or give --abstain-below")
+        """The confidence from which on the run's validation rows were right in that share; see `threshold_for`."""
         return threshold_for(self.calibration, target_accuracy)

@@ -10,6 +10,7 @@ import os
 import signal
 import sqlite3
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -111,7 +112,7 @@ def label_file(
     try:
         with FileLock(parts / "lock", timeout=0), _stoppable(f"{target}.parts") as stopped:
             options = [text_column, least, prefix, spreadsheet_safe]
-            _check_manifest(parts, source, _identity(run_dir, classifier), options)
+            _check_manifest(parts, source, identity(run_dir, classifier.names, classifier.calibration), options)
             answers = Answers(classifier, least, prefix, parts / "scores.sqlite")
             with closing(answers.database):
                 counts = _label_shards(table, answers, parts, spreadsheet_safe, stopped)
@@ -124,9 +125,10 @@ def label_file(
     return counts
 
 
-def _identity(run_dir: Path, classifier: Classifier) -> list:
+def identity(run_dir: Path, names: list[str], calibration: dict) -> list:
+    """What tells a run from any other: hashes of its weights, its labels and its temperature."""
     weights = [sha256(path) for path in sorted(run_dir.glob("*.safetensors"))]
-    return [weights, classifier.names, classifier.calibration["temperature"]]
+    return [weights, names, calibration["temperature"]]
 
 
 def _check_manifest(parts: Path, source: Path, run: list, options: list) -> None:
@@ -200,6 +202,9 @@ def _join(table, shards: list[Path], parts: Path, target: Path) -> None:
 def _stoppable(where: str) -> Iterator[Callable[[], None]]:
     """Gives a function that raises `Stopped` once SIGTERM or SIGINT came; a second one stops at once."""
     came: list[int] = []
+    if threading.current_thread() is not threading.main_thread():  # where no handler may be set: a worker of Ray's
+        yield lambda: None
+        return
 
     def flag(signum, frame):
         came.append(signum)

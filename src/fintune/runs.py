@@ -317,6 +317,11 @@ def read_result(folder: Path) -> dict:
     return result
 
 
+def calibration_of(result: dict) -> dict:
+    """What confidences are calibrated by; a temperature of 1 for a run that was trained before they were."""
+    return result.get("calibration") or {"temperature": 1.0}
+
+
 def base_of(folder: Path, model_args: ModelConfig) -> str:
     """The base model of a run: its own folder where it was built here, else the recipe's name or path."""
     return str(folder / "base") if model_args.model_name_or_path == TINY else model_args.model_name_or_path
