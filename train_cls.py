@@ -25,7 +25,8 @@ def main(argv: list[str]) -> None:
     tracking.prepare(recipe, training_args)
 
     # Rows, and the one function that turns them into token ids
-    data = load_data(task, allow_sample=Path(base).is_dir())
+    with training_args.main_process_first():  # of several (accelerate launch) one downloads
+        data = load_data(task, allow_sample=Path(base).is_dir())
     tokenizer = runs.load_tokenizer(base, model_args.model_revision, None)
     classifier.check_tokenizer(tokenizer, base, model_args.model_revision, data.splits["train"]["text"])
     model = classifier.load_classifier(model_args, base, task, training_args.device, training_args.seed)
@@ -53,9 +54,12 @@ def main(argv: list[str]) -> None:
     summary = runs.model_summary(trainer.model, base, model_args)
     machine.check_disk(folder, summary["trained_parameters"], training_args.save_total_limit)
     print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
-    checkpoint = checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe)
+    with training_args.main_process_first():
+        checkpoint = checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe)
     with interruptible(trainer, keeper):
         output = trainer.train(checkpoint)
+    if training_args.process_index > 0:  # one is enough from here on
+        return
 
     # The score: probabilities of the labels on the test split, set beside the paper's figure
     calibration = classifier.calibrate_classifier(data, prompt, trainer.model)

@@ -27,11 +27,12 @@ def main(argv: list[str]) -> None:
     tracking.prepare(recipe, training_args)
 
     # Rows, and the one function that turns them into token ids
-    data = load_data(task, allow_sample=base == TINY)
+    with training_args.main_process_first():  # of several (accelerate launch) one downloads and builds
+        data = load_data(task, allow_sample=base == TINY)
+        if base == TINY:
+            base = build_tiny(folder / "staging/base", task, data.splits["train"]["text"], run_args, training_args)
     if data.source == "sample" and "--num_train_epochs" not in argv:
         training_args.num_train_epochs = run_args.sample_epochs or training_args.num_train_epochs
-    if base == TINY:
-        base = build_tiny(folder / "staging/base", task, data.splits["train"]["text"], run_args, training_args)
     tokenizer = runs.load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(task, tokenizer, training_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"], data.class_weights(task))
@@ -57,17 +58,21 @@ def main(argv: list[str]) -> None:
     summary = runs.model_summary(trainer.model, base, model_args)
     machine.check_disk(folder, summary["trained_parameters"], training_args.save_total_limit)
     print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
-    checkpoint = checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe)
+    with training_args.main_process_first():
+        checkpoint = checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe)
     with interruptible(trainer, keeper):
         output = trainer.train(checkpoint)
+    model = runs.whole_model(trainer, base, model_args)
+    if training_args.process_index > 0:  # one is enough from here on
+        return
 
     # The score: exact probabilities of whole labels on the test split, set beside the paper's figure
-    calibration = runs.calibrate_model(data, prompt, trainer.model)
-    metrics, predictions = runs.evaluate_model(task, data, prompt, trainer.model, calibration["temperature"])
+    calibration = runs.calibrate_model(data, prompt, model)
+    metrics, predictions = runs.evaluate_model(task, data, prompt, model, calibration["temperature"])
     training = {**output.metrics, "updates": output.global_step, "resumed_from": checkpoint}
     training["log"] = trainer.state.log_history
     result = runs.make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
-    runs.save_run(folder, recipe, result, predictions, trainer.model, tokenizer)
+    runs.save_run(folder, recipe, result, predictions, model, tokenizer)
     runs.print_result(result)
     tracking.log_result(recipe, training_args, result, predictions)
 

@@ -216,3 +216,36 @@ def test_wandb_records_offline_with_texts_only_where_allowed(task_folder, train,
         assert b"test/accuracy" in content
         assert b"eval/accuracy" in content
         shutil.rmtree(task_folder / "wandb")
+
+
+def launched(*argv: str, processes: int = 2) -> subprocess.Popen:
+    """train_sft.py by `accelerate launch` with the repository's own configuration, on the CPU."""
+    launch = [
+        sys.executable,
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        f"{ROOT}/configs/accelerate/ddp.yaml",
+    ]
+    command = [*launch, "--num_processes", str(processes), str(ROOT / "train_sft.py"), *argv]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
+
+
+def losses(folder) -> list[float]:
+    log = json.loads((folder / "metrics.json").read_text())["training"]["log"]
+    return [entry["loss"] for entry in log if "loss" in entry]
+
+
+def test_two_processes_give_the_curve_of_one_with_twice_the_batch_and_stop_together(task_folder):
+    quiet = ["--lora_dropout", "0", "--neftune_noise_alpha", "0", "--logging_steps", "1", "--max_steps", "14"]
+    quiet = ["data/toy.yaml", "small.yaml", *SMALL, *quiet, "--use_cpu", "true", "--save_strategy", "steps"]
+    one = [*quiet, "--per_device_train_batch_size", "12", "--output_dir", "one", "--save_steps", "100"]
+    script("train_sft").main(one)
+    two = [*quiet, "--per_device_train_batch_size", "6", "--ddp_backend", "gloo", "--save_steps", "100"]
+    process = launched(*two, "--output_dir", "two")
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == 0, said[-3000:]
+    assert said.count("trains ") == 1  # the first process speaks
+    assert len(losses(task_folder / "one")) == 14
+    assert losses(task_folder / "two") == pytest.approx(losses(task_folder / "one"), rel=1e-4)

@@ -11,6 +11,8 @@ from pathlib import Path
 from fintune.errors import Stopped, UserError
 from fintune.files import sha256, write_json
 
+from accelerate import PartialState
+from accelerate.utils import gather_object
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.neftune import deactivate_neftune
 
@@ -24,10 +26,15 @@ class KeepCheckpoints(TrainerCallback):
         self.recipe, self.signum = recipe, None
 
     def on_step_end(self, args, state, control, **kwargs):
+        if args.world_size > 1:  # a signal reaches the processes at different updates, and all must save the same one
+            self.signum = max(gather_object([self.signum or 0])) or None
         if self.signum:
             control.should_save = control.should_training_stop = True
 
     def on_save(self, args, state, control, **kwargs):
+        PartialState().wait_for_everyone()  # each process writes the state of its own random numbers
+        if not state.is_world_process_zero:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
         write_json(folder / MANIFEST, {"step": state.global_step, "recipe": self.recipe, "sha256": files})

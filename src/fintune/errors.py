@@ -24,6 +24,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Run a script's `main` on the command line and end with what it returns or 0, 2 (`UserError`) or 128 + signal."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # its notes to library authors
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # true by default, on machines without a GPU too
+    if os.environ.get("RANK", "0") != "0":  # of several processes (accelerate launch) the first one speaks
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     try:
         sys.exit(main(sys.argv[1:]))
     except UserError as error:

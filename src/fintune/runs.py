@@ -55,6 +55,8 @@ class ScoreValidation(TrainerCallback):
         self.trainer, self.prompt, self.rows = trainer, prompt, data.splits["validation"]
 
     def on_evaluate(self, args, state, control, model, metrics, **kwargs):
+        if is_sharded(self.trainer):  # scoring calls layers by itself, past the hooks that gather their weights
+            return
         probabilities = Scorer(model, self.prompt).probabilities(self.rows["text"])
         correct = probabilities.argmax(axis=1) == self.rows["label"]
         metrics["eval_accuracy"] = float(correct.mean())
@@ -230,6 +232,30 @@ def use_liger(model: PreTrainedModel) -> bool:
     if fits:  # the loss is computed at the label alone, where nothing is left to fuse
         apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
     return fits
+
+
+def is_sharded(trainer: Trainer) -> bool:
+    """Whether processes share the model among them: FSDP, ZeRO-3."""
+    return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+
+
+def whole_model(trainer: Trainer, base: str, model_args: ModelConfig) -> PreTrainedModel | None:
+    """The trained model in one piece; where processes share it, the first one saves its adapter and loads it again.
+
+    Returns:
+        None in the other processes that share it.
+    """
+    if not is_sharded(trainer):
+        return trainer.model
+    adapter = Path(trainer.args.output_dir, "whole")
+    trainer.save_model(str(adapter))  # gathered from all processes
+    trainer.model = trainer.model_wrapped = trainer.optimizer = None  # room for the whole one
+    trainer.accelerator.free_memory()
+    if trainer.args.process_index > 0:
+        return None
+    model = load_model(model_args, base, trainer.args.device, adapter)
+    shutil.rmtree(adapter)
+    return model
 
 
 class missing_model:

@@ -30,6 +30,8 @@ def build_tiny(
         run_args: `tiny_config` and `tiny_vocab_size` of the recipe.
         training_args: its seed draws the weights.
     """
+    if training_args.process_index > 0:  # the first of several processes has written it
+        return str(folder)
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = train_tokenizer(task, texts, run_args.tiny_vocab_size)
     set_seed(training_args.seed)
