@@ -11,12 +11,15 @@ from fintune.recipe import RunArguments, dump_recipe, parse_recipe
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, SMALL, script
+from transformers.models.qwen3 import modeling_qwen3
 from trl import ModelConfig, SFTConfig
 
 TASKS = sorted(ROOT.glob("data/*.yaml"))
 MODELS = sorted(ROOT.glob("configs/*.yaml"))
 BASELINES = sorted(ROOT.glob("configs/baselines/*.yaml"))
+ACCELERATE = sorted(ROOT.glob("configs/accelerate/*.yaml"))
 OVERLAYS = sorted(ROOT.glob("configs/overlays/*.yaml"))
 
 
@@ -190,3 +193,12 @@ def test_a_model_that_is_not_there_is_named(task_folder):
 def test_a_full_disk_is_one_line(task_folder):
     code = "from fintune.errors import run\nrun(lambda argv: open('/dev/full', 'w').write('x' * 10**6))"
     assert one_line(["-c", code]).startswith("error: no space left on the disk")
+
+
+@pytest.mark.parametrize("path", ACCELERATE, ids=lambda path: path.stem)
+def test_accelerate_takes_its_configurations(path):
+    config = load_config_from_file(str(path))  # refuses unknown keys
+    assert config.distributed_type.value in ("MULTI_GPU", "FSDP", "DEEPSPEED")
+    assert config.mixed_precision == "no"  # the recipe says it, and a second word on it could differ
+    wrapped = (config.fsdp_config or {}).get("fsdp_transformer_layer_cls_to_wrap", "Qwen3DecoderLayer")
+    assert hasattr(modeling_qwen3, wrapped)
