@@ -49,7 +49,7 @@ def main(argv: list[str]) -> None:
     runs.check_same(folder, trained, data, base, model_args)
     tokenizer = runs.load_tokenizer(str(adapter or base), model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(task, tokenizer, training_args.max_length)
-    model = runs.load_model(model_args, base, training_args.device, adapter)
+    model = runs.load_model(model_args, base, training_args.device, run_args.key_value_heads, adapter)
     temperature = trained.get("calibration", {}).get("temperature", 1.0)  # fitted when it was trained
     metrics, predictions = runs.evaluate_model(task, data, prompt, model, temperature, args.split)
 

@@ -13,6 +13,7 @@ from fintune.classifier import ClassifierArguments, PlainText
 from fintune.data import load_data
 from fintune.errors import run
 from fintune.recipe import parse_recipe
+from fintune.watch import Watch, memory_advice
 
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
 
@@ -50,13 +51,14 @@ def main(argv: list[str]) -> None:
     )
     keeper = KeepCheckpoints(recipe.stated | {"data": data.sha256})
     trainer.add_callback(keeper)
+    trainer.add_callback(Watch(trainer))
     trainer.add_callback(EarlyStoppingCallback(model_args.early_stopping_patience))
     summary = runs.model_summary(trainer.model, base, model_args)
     machine.check_disk(folder, summary["trained_parameters"], training_args.save_total_limit)
     print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
     with training_args.main_process_first():
         checkpoint = checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe)
-    with interruptible(trainer, keeper):
+    with interruptible(trainer, keeper), memory_advice(training_args):
         output = trainer.train(checkpoint)
     if training_args.process_index > 0:  # one is enough from here on
         return

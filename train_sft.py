@@ -15,6 +15,7 @@ from fintune.prompt import Prompt
 from fintune.recipe import RunArguments, parse_recipe
 from fintune.tiny import TINY, build_tiny
 from fintune.trainer import OneLine, OneLineTrainer
+from fintune.watch import Watch, memory_advice
 
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> None:
     training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are ready: nothing to render, cut or drop
     collator = OneLine.of(run_args.batching, train_dataset, eval_dataset)
     trainer = (OneLineTrainer if collator else SFTTrainer)(
-        model=runs.load_model(model_args, base, training_args.device),
+        model=runs.load_model(model_args, base, training_args.device, run_args.key_value_heads),
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
@@ -55,14 +56,15 @@ def main(argv: list[str]) -> None:
     keeper = KeepCheckpoints(recipe.stated | {"data": data.sha256})
     trainer.add_callback(keeper)
     trainer.add_callback(runs.ScoreValidation(trainer, prompt, data))
+    trainer.add_callback(Watch(trainer, prompt, data))
     summary = runs.model_summary(trainer.model, base, model_args)
     machine.check_disk(folder, summary["trained_parameters"], training_args.save_total_limit)
     print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
     with training_args.main_process_first():
         checkpoint = checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe)
-    with interruptible(trainer, keeper):
+    with interruptible(trainer, keeper), memory_advice(training_args, model_args.load_in_4bit):
         output = trainer.train(checkpoint)
-    model = runs.whole_model(trainer, base, model_args)
+    model = runs.whole_model(trainer, base, model_args, run_args.key_value_heads)
     if training_args.process_index > 0:  # one is enough from here on
         return
 

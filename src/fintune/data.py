@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import io
+import math
 import os
 import re
 import zipfile
@@ -77,6 +78,8 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
     for split in sorted(contents):
         digest.update(split.encode() + hashlib.sha256(contents[split]).digest())
     rows = _cut(task, rows)
+    seen = {normalise(row["text"]) for split in ("train", "validation") for row in rows[split]}
+    rows["train"] = _share(rows["train"], task.train_share)
     for split, split_rows in rows.items():
         missing = set(range(len(task.labels))) - {row["label"] for row in split_rows}
         if missing:
@@ -85,7 +88,6 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
                 f"{task.task}: no row of class {names} in the {split} split of {len(split_rows)} rows; "
                 "give more rows of it, or take it out of `labels`"
             )
-    seen = {normalise(row["text"]) for split in ("train", "validation") for row in rows[split]}
     return TaskData(
         splits={split: Dataset.from_list(rows[split]) for split in SPLITS},
         source=source,
@@ -233,6 +235,20 @@ def _read_csv(task: Task, text: str, name: str):
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{name}:{start}: {error}; the row that starts there is no valid CSV") from error
+
+
+def _share(rows: list[dict], share: float) -> list[dict]:
+    """That share of each class's rows, at least one, chosen by hash: a smaller share lies within a larger one."""
+    if share == 1:
+        return rows
+    place = {id(row): hashlib.sha256(row["text"].encode()).hexdigest() for row in rows}
+    left = {label: math.ceil(share * count) for label, count in Counter(row["label"] for row in rows).items()}
+    kept = set()
+    for row in sorted(rows, key=lambda row: place[id(row)]):
+        if left[row["label"]]:
+            left[row["label"]] -= 1
+            kept.add(id(row))
+    return [row for row in rows if id(row) in kept]
 
 
 def _cut(task: Task, rows: dict[str, list[dict]]) -> dict[str, list[dict]]:

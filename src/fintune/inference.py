@@ -63,12 +63,12 @@ class Classifier:
         recipe_path = [str(folder / "recipe.yaml"), *HERE]
         if (folder / "adapter_config.json").is_file():
             recipe = parse_recipe(recipe_path, RunArguments, SFTConfig, ModelConfig)
-            _, training_args, model_args = recipe.args
+            run_args, training_args, model_args = recipe.args
             base = runs.base_of(folder, model_args)
             runs.check_base(folder, result, base, model_args)
             tokenizer = runs.load_tokenizer(str(folder), model_args.model_revision, training_args.chat_template_path)
             prompt = Prompt(recipe.task, tokenizer, training_args.max_length)
-            model = runs.load_model(model_args, base, training_args.device, folder)
+            model = runs.load_model(model_args, base, training_args.device, run_args.key_value_heads, folder)
             if merge and model.dtype == torch.float32:
                 model = model.merge_and_unload()
         else:

@@ -43,6 +43,10 @@ class RunArguments:
     sample_epochs: float | None = field(
         default=None, metadata={"help": "num_train_epochs where the invented sample, a few hundred rows, stands in."}
     )
+    key_value_heads: int | None = field(
+        default=None,
+        metadata={"help": "Key-value heads the base gets before it is trained: repeated or averaged ones."},
+    )
     tiny_vocab_size: int = field(default=8192, metadata={"help": "Size of the BPE vocabulary that is trained for it."})
 
 

@@ -19,6 +19,7 @@ from fintune.calibration import calibrate, scaled
 from fintune.data import TaskData
 from fintune.errors import UserError
 from fintune.files import sha256, write_json, write_text
+from fintune.kv_heads import set_key_value_heads
 from fintune.metrics import LabelMetrics, expected_calibration_error
 from fintune.prompt import Prompt
 from fintune.recipe import Recipe, dump_recipe
@@ -193,9 +194,16 @@ def load_tokenizer(base: str, revision: str, chat_template_path: str | None) -> 
 
 
 def load_model(
-    model_args: ModelConfig, base: str, device: torch.device, adapter: Path | None = None
+    model_args: ModelConfig,
+    base: str,
+    device: torch.device,
+    key_value_heads: int | None = None,
+    adapter: Path | None = None,
 ) -> PreTrainedModel:
     """The base model in the recipe's dtype and quantization, with a run's adapter on it.
+
+    Args:
+        key_value_heads: of the recipe; None leaves the base as it is.
 
     Raises:
         UserError: the model is missing, gated or no causal language model in safetensors; the adapter does not fit.
@@ -212,6 +220,8 @@ def load_model(
             use_safetensors=True,
             trust_remote_code=False,  # said, because transformers would ask at a terminal
         )
+    if key_value_heads is not None:
+        set_key_value_heads(model, key_value_heads)
     print(
         f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, "
         f"attention {model.config._attn_implementation}{', liger layers' * use_liger(model)}"
@@ -239,7 +249,9 @@ def is_sharded(trainer: Trainer) -> bool:
     return trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
 
 
-def whole_model(trainer: Trainer, base: str, model_args: ModelConfig) -> PreTrainedModel | None:
+def whole_model(
+    trainer: Trainer, base: str, model_args: ModelConfig, key_value_heads: int | None
+) -> PreTrainedModel | None:
     """The trained model in one piece; where processes share it, the first one saves its adapter and loads it again.
 
     Returns:
@@ -253,7 +265,7 @@ def whole_model(trainer: Trainer, base: str, model_args: ModelConfig) -> PreTrai
     trainer.accelerator.free_memory()
     if trainer.args.process_index > 0:
         return None
-    model = load_model(model_args, base, trainer.args.device, adapter)
+    model = load_model(model_args, base, trainer.args.device, key_value_heads, adapter)
     shutil.rmtree(adapter)
     return model
 

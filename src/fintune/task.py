@@ -35,6 +35,8 @@ class Task:
         sample: invented rows that stand in where neither mirror nor Hub is there, for models that need no download.
         split: seed and shares of what is cut.
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
+        train_share: share of the training rows that is trained on: of each class, chosen by hash, so that a
+            smaller share lies within a larger one. Validation and test stay whole.
         class_weights: "balanced" weighs a row's loss by the rarity of its class; unset, every row counts the same.
         log_texts: whether texts of rows may be sent to Weights & Biases.
     """
@@ -51,6 +53,7 @@ class Task:
     label_column: str = "label"
     split: dict[str, float] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
+    train_share: float = 1.0
     class_weights: str | None = None
     log_texts: bool = False
 
@@ -126,6 +129,9 @@ def make_task(values: dict, where: str) -> Task:
         raise UserError(f"{where}: `split` cuts off {shares[0]!r} and {shares[1]!r}; two shares whose sum is below 1")
     if not isinstance(values.get("log_texts", False), bool):
         raise UserError(f"{where}: `log_texts` is {values['log_texts']!r}; it takes true or false, without quotes")
+    share = values.get("train_share", 1.0)
+    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+        raise UserError(f"{where}: `train_share` is {share!r}; it takes a number above 0 and up to 1")
     if values.get("class_weights") not in (None, "balanced"):
         raise UserError(f"{where}: `class_weights` is {values['class_weights']!r}; it takes balanced, or leave it out")
     if values.get("hub") and not values.get("revision"):
@@ -145,6 +151,8 @@ def _data_file(spec: object, where: str) -> DataFile:
 def task_yaml(task: Task) -> dict:
     """The keys of a task as a YAML holds them, without the unset ones."""
     values = {key: value for key, value in asdict(task).items() if value not in (None, {})}
+    if task.train_share == 1:
+        del values["train_share"]
     for key in ("files", "sample"):
         if key in values:
             values[key] = {
