@@ -1,6 +1,8 @@
 # make train-sentiment | train-topic | train-<your task> | test | lint | dashboard
 # make baselines [TASKS="sentiment topic"] [ENCODER=/path/to/folder] runs every baseline that this machine can.
 # make compare sets the runs side by side: tables, paired tests, runs/report.html (ARGS="--readme README.md --wandb").
+# make ablations [MODEL=tiny] [SEEDS=5] asks the paper's open questions of a model and writes docs/ablations.md; stopped,
+# the same command goes on.
 # make serve RUN=runs/sentiment/tiny [ARGS="--port 8000"] answers over HTTP with a trained run.
 # make bench measures training and scoring against the stock ways on this machine's CPU, 11 minutes; on a GPU run
 # .venv/bin/python benchmarks/gpu.py
@@ -11,11 +13,12 @@ MODEL ?= auto
 ARGS ?=
 TASKS ?= sentiment topic
 ENCODER ?=
+SEEDS ?= 5
 RUN ?= runs/sentiment/tiny
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: baselines bench compare serve test lint dashboard
+.PHONY: ablations baselines bench compare serve test lint dashboard
 
 train-%: $(READY)
 	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \
@@ -26,6 +29,10 @@ baselines: $(READY)
 
 compare: $(READY)
 	@$(BIN)/python compare.py $(ARGS)
+
+ablations: $(READY)
+	@$(BIN)/python ablations.py --model $(MODEL) --seeds $(SEEDS) $(ARGS)
+	@$(BIN)/python ablations.py --report
 
 serve: $(READY)
 	$(BIN)/python serve.py $(RUN) $(ARGS)

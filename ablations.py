@@ -114,7 +114,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--report", action="store_true", help="train nothing, write docs/ablations.md from runs/")
     args = parser.parse_args(argv)
     if args.report:
-        ablation_report.write(Path("runs"), ROOT / "docs", sweeps(args.questions))
+        decoding = next(iter(sorted(ROOT.glob("benchmarks/results/*-decode.json"))), None)
+        ablation_report.write(Path("runs"), ROOT / "docs", sweeps(args.questions), decoding)
         return
     named = {"auto": machine.choose_model(machine.free_gpu_gib())[0] if args.model == "auto" else args.model}
     named |= {"bert-base": args.encoder} if args.encoder else {}

@@ -10,7 +10,6 @@ import argparse
 import platform
 import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
@@ -21,7 +20,7 @@ from fintune.trainer import OneLine
 
 import measure
 import torch
-from transformers import PreTrainedModel, StaticCache
+from transformers import PreTrainedModel
 
 SHAPE = {  # config.json of Qwen/Qwen3-8B
     "vocab_size": 151936,
@@ -65,7 +64,7 @@ def main() -> None:
     del model
     torch.cuda.empty_cache()
     report["key_value_heads"] = [
-        decoding({**SHAPE, "num_key_value_heads": heads}, "cuda", batch, context)
+        measure.decoding({**SHAPE, "num_key_value_heads": heads}, "cuda", "bfloat16", batch, context)
         for heads in (8, 32)
         for batch, context in ((1, 150), (32, 150), (16, 4096), (32, 4096))
     ]
@@ -118,41 +117,13 @@ def of_the_floor(model: PreTrainedModel, report: dict, peak_tflops: float) -> li
     return rows
 
 
-def decoding(shape: dict, device: str, batch: int, context: int, steps: int = 16) -> dict:
-    """Key-value memory and the median time of one more token, behind a context of random tokens."""
-    found = {"key_value_heads": shape["num_key_value_heads"], "batch": batch, "context": context}
-    try:
-        model = measure.random_model(shape, device, "bfloat16")
-        cache = StaticCache(config=model.config, max_cache_len=context + steps)
-        ids = torch.randint(shape["vocab_size"], (batch, context), device=device)
-        token, times = ids[:, :1], []
-        with torch.no_grad():
-            for part in ids.split(max(1, 65536 // batch), dim=1):
-                model(part, past_key_values=cache, logits_to_keep=1)
-            for _ in range(steps):
-                times.append(_median_seconds(lambda: model(token, past_key_values=cache), 1))
-        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
-    except torch.cuda.OutOfMemoryError:
-        return found | {"out_of_memory": True}
-    return found | {
-        "bytes_per_token": held / batch / (context + steps),
-        "decode_ms": 1000 * statistics.median(times),
-    }
-
-
 def _median_seconds(run, times: int) -> float:
     found = []
     for _ in range(times):
-        started = _now()
+        started = measure.now()
         run()
-        found.append(_now() - started)
+        found.append(measure.now() - started)
     return statistics.median(found)
-
-
-def _now() -> float:
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
-from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, set_seed
+from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, StaticCache, set_seed
 from trl import SFTConfig, SFTTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -275,6 +275,38 @@ def ratio(task: str, kind: str, ours: str, against: str, goal: float, found: dic
         "peak_mib": found[ours]["peak_mib"],
         "peak_mib_stock": found[stock]["peak_mib"],
     }
+
+
+@torch.no_grad()
+def decoding(shape: dict, device: str, dtype: str, batch: int, context: int, steps: int = 16) -> dict:
+    """Key-value memory and the median time of one more token, behind a context whose keys and values are random."""
+    found = {"key_value_heads": shape["num_key_value_heads"], "batch": batch, "context": context}
+    try:
+        model = random_model(shape, device, dtype)
+        cache = StaticCache(config=model.config, max_cache_len=context + steps + 1)
+        size = (batch, shape["num_key_value_heads"], context, shape["head_dim"])
+        for layer in range(shape["num_hidden_layers"]):
+            keys = torch.randn(size, device=device, dtype=model.dtype)
+            cache.update(keys, keys, layer)
+        token, times = torch.zeros((batch, 1), dtype=torch.long, device=device), []
+        for _ in range(steps + 1):  # the first warms up
+            started = now()
+            model(token, past_key_values=cache)
+            times.append(now() - started)
+        held = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    except torch.cuda.OutOfMemoryError:
+        return found | {"out_of_memory": True}
+    return found | {
+        "bytes_per_token": held / batch / (context + steps + 1),
+        "cache_mib": held / 2**20,
+        "decode_ms": 1000 * statistics.median(times[1:]),
+    }
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def show(report: dict) -> None:

@@ -80,7 +80,7 @@ def test_gradients_of_the_line_are_compared_with_masks(gpu, monkeypatch):
 
 
 def test_decoding_counts_the_key_value_memory(gpu):
-    found = gpu.decoding(SHAPE, "cpu", batch=3, context=20, steps=2)
-    assert found["bytes_per_token"] == 2 * 2 * 2 * 8 * 2  # keys and values, layers, heads, head size, bytes
+    found = gpu.measure.decoding(SHAPE, "cpu", "float32", batch=3, context=20, steps=2)
+    assert found["bytes_per_token"] == 2 * 2 * 2 * 8 * 4  # keys and values, layers, heads, head size, bytes
     assert found["decode_ms"] > 0
     assert gpu.matmul_tflops("cpu", 16) > 0

@@ -82,8 +82,13 @@ class Run:
 
     @property
     def data_key(self) -> tuple:
-        """Runs are compared only where these agree: task, kind of source, hash of the data, split."""
-        return self.result["task"], self.source, self.result["data"]["sha256"], self.result["split"]
+        """Runs are compared only where these agree: task, kind of source, hash of the data, split, study."""
+        return self.result["task"], self.source, self.result["data"]["sha256"], self.result["split"], self.study
+
+    @property
+    def study(self) -> str:
+        """`ablations` for the runs of ablations.py, which would swamp a table of models."""
+        return "ablations" if "ablations" in Path(self.path).parts else ""
 
     @cached_property
     def row_key(self) -> str:

@@ -35,7 +35,8 @@ def heading(group: Group) -> str:
     machines = group.machines
     named = machines[0] if len(machines) == 1 else "; ".join(f"machine {i}: {m}" for i, m in enumerate(machines, 1))
     sha256 = group.first.result["data"]["sha256"][:12]
-    return f"{group.split} split, {group.rows:,} rows, {sources} (sha256 {sha256}); scored on {named}"
+    study = f"{group.first.study}: " * bool(group.first.study)
+    return f"{study}{group.split} split, {group.rows:,} rows, {sources} (sha256 {sha256}); scored on {named}"
 
 
 def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | None]]]]:
@@ -56,8 +57,8 @@ def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | No
         row = [
             (cell.label, "", None),
             (base_name(cell.runs[0].result), "", None),
-            (_short(parameters), "", parameters),
-            (_short(trained), "", trained),
+            (short(parameters), "", parameters),
+            (short(trained), "", trained),
             (_text(epochs, ".3g"), "", epochs),
             (f"{accuracy:.4f}", interval, accuracy),
             *((_text(cell.metric(key), ".4f"), "", cell.metric(key)) for key in ("accuracy_clean", "macro_f1")),
@@ -102,7 +103,7 @@ def _peak_memory(cell: Cell) -> tuple[float | None, str]:
     return None, ""
 
 
-def _short(number: float | None) -> str:
+def short(number: float | None) -> str:
     """8,190,735,360 as 8.19 B."""
     if number is None:
         return "–"
@@ -185,11 +186,11 @@ def markdown(groups: list[Group], left_out: list[LeftOut], pairs: bool = True) -
         parts += [f"**{_escape(group.task)}**: {_escape(heading(group))}.", ""]
         if group.sources == ["sample"]:
             parts += ["These rows are invented: they show that the method runs, not how well it labels finance.", ""]
-        parts += [*_markdown_table(headers, flat(rows)), ""]
+        parts += [*markdown_table(headers, flat(rows)), ""]
         if group.pairs:
             parts += ["Accuracy of the row's run minus the column's, in points:", "", *_matrix(group), ""]
         if group.pairs and pairs:
-            parts += [*_markdown_table(PAIR_HEADERS, pair_rows(group)), ""]
+            parts += [*markdown_table(PAIR_HEADERS, pair_rows(group)), ""]
     if any(group.pairs for group in groups):
         parts += [RULE, ""]
     if pairs:
@@ -207,10 +208,10 @@ def _matrix(group: Group) -> list[str]:
             for second in range(1, len(cells))
         ]
         rows.append([cells[first].label, *texts])
-    return _markdown_table(["", *(cell.label for cell in cells[1:])], rows)
+    return markdown_table(["", *(cell.label for cell in cells[1:])], rows)
 
 
-def _markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
+def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
     marks = ["---" if header in ("run", "model", "pair", "verdict", "") else "---:" for header in headers]
     lines = ["| " + " | ".join(map(_escape, line)) + " |" for line in (headers, *rows)]
     return [lines[0], f"|{'|'.join(marks)}|", *lines[1:]]
@@ -239,14 +240,15 @@ def check_readme(path: Path) -> tuple[str, str]:
 
 
 def update_readme(path: Path, groups: list[Group]) -> None:
-    """Write the tables between the markers: the same runs give the same bytes.
+    """Write the tables between the markers, but for ablations: the same runs give the same bytes.
 
     Raises:
         UserError: as `check_readme`.
     """
     before, after = check_readme(path)
     note = "<!-- written by compare.py --readme; what is typed here is lost -->"
-    write_text(path, f"{before}\n{note}\n\n{markdown(groups, [], pairs=False)}\n{after}")
+    models = [group for group in groups if not group.first.study]
+    write_text(path, f"{before}\n{note}\n\n{markdown(models, [], pairs=False)}\n{after}")
 
 
 def html_page(groups: list[Group], left_out: list[LeftOut], templates: Path) -> str:
