@@ -3,6 +3,7 @@
 # make compare sets the runs side by side: tables, paired tests, runs/report.html (ARGS="--readme README.md --wandb").
 # make ablations [MODEL=tiny] [SEEDS=5] asks the paper's open questions of a model and writes docs/ablations.md; stopped,
 # the same command goes on.
+# make audit TASK=topic looks for repeats, leaks and contradictions in a task's rows.
 # make serve RUN=runs/sentiment/tiny [ARGS="--port 8000"] answers over HTTP with a trained run.
 # make bench measures training and scoring against the stock ways on this machine's CPU, 11 minutes; on a GPU run
 # .venv/bin/python benchmarks/gpu.py
@@ -14,11 +15,12 @@ ARGS ?=
 TASKS ?= sentiment topic
 ENCODER ?=
 SEEDS ?= 5
+TASK ?= sentiment
 RUN ?= runs/sentiment/tiny
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: ablations baselines bench compare serve test lint dashboard
+.PHONY: ablations audit baselines bench compare serve test lint dashboard
 
 train-%: $(READY)
 	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \
@@ -33,6 +35,9 @@ compare: $(READY)
 ablations: $(READY)
 	@$(BIN)/python ablations.py --model $(MODEL) --seeds $(SEEDS) $(ARGS)
 	@$(BIN)/python ablations.py --report
+
+audit: $(READY)
+	@$(BIN)/python audit.py data/$(TASK).yaml
 
 serve: $(READY)
 	$(BIN)/python serve.py $(RUN) $(ARGS)

@@ -7,7 +7,7 @@ The sibling of train_sft.py: same rows, splits, metrics and files. The epoch tha
 
 from pathlib import Path
 
-from fintune import classifier, machine, runs, tracking
+from fintune import audit, classifier, machine, runs, tracking
 from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, interruptible
 from fintune.classifier import ClassifierArguments, PlainText
 from fintune.data import load_data
@@ -34,6 +34,8 @@ def main(argv: list[str]) -> None:
     prompt = PlainText(tokenizer, model.config, model_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"])
     eval_dataset = prompt.training_rows(data.splits["validation"])
+    audit.check_leakage(task, data)
+    print(*audit.lines(audit.audit(task, data)), sep="\n")
     print(f"data: {data.summary()}, {prompt.cut_texts} texts cut to {model_args.max_length} tokens")
     print(f"one row:\n{prompt.show(train_dataset[0])} -> {task.names[train_dataset[0]['labels']]}")
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from fintune import runs, tracking
+from fintune import audit, runs, tracking
 from fintune.calibration import calibrate
 from fintune.data import URL, load_data
 from fintune.errors import run
@@ -62,6 +62,8 @@ def main(argv: list[str]) -> None:
     # Rows
     data = load_data(task, allow_sample=True)
     train, validation, test = data.splits["train"], data.splits["validation"], data.splits["test"]
+    audit.check_leakage(task, data)
+    print(*audit.lines(audit.audit(task, data)), sep="\n")
     print(f"data: {data.summary()}")
 
     # The method: one fit for each C, the best on validation is kept

@@ -7,7 +7,7 @@ After arXiv 2512.00630. A run is YAML layered left to right, then flags, with th
 
 from pathlib import Path
 
-from fintune import machine, runs, tracking
+from fintune import audit, machine, runs, tracking
 from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, interruptible
 from fintune.data import load_data
 from fintune.errors import run
@@ -38,6 +38,8 @@ def main(argv: list[str]) -> None:
     prompt = Prompt(task, tokenizer, training_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"], data.class_weights(task))
     eval_dataset = prompt.training_rows(data.splits["validation"])
+    audit.check_leakage(task, data)
+    print(*audit.lines(audit.audit(task, data)), sep="\n")
     print(f"data: {data.summary()}, {prompt.cut_texts} texts cut to {training_args.max_length} tokens")
     print(f"one row, its trained tokens in ⟦⟧:\n{prompt.show(train_dataset[0])}")
 

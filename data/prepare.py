@@ -12,7 +12,8 @@ import io
 from collections import Counter, defaultdict
 from pathlib import Path
 
-from fintune.data import load_data, near_duplicates, normalise
+from fintune import audit
+from fintune.data import load_data
 from fintune.errors import UserError, run
 from fintune.files import write_text
 from fintune.recipe import read_layer
@@ -66,7 +67,10 @@ def main(argv: list[str]) -> None:
     write_text(paths[1], task_text(args, counts, left_out))
     show(args.task, rows, counts, left_out)
 
-    data = load_data(make_task(read_layer(paths[1]), str(paths[1])))  # as training reads it: now rather than later
+    task = make_task(read_layer(paths[1]), str(paths[1]))
+    data = load_data(task)  # as training reads it: now rather than later
+    print(*audit.lines(audit.audit(task, data)), sep="\n")
+    print("repeats are kept, each cluster of them in one split")
     print(f"splits: {data.summary()['rows']}; {data.clean.count(False)} test rows stand in training too")
     written = ", ".join(str(path.relative_to(root)) for path in (*paths, template))
     print(f"written: {written}; edit the template, then `make train-{args.task}`")
@@ -131,18 +135,6 @@ def show(name: str, rows: list[tuple[str, str]], counts: Counter, left_out: dict
     print(
         f"imbalance: the commonest class has {imbalance(counts):.1f} times the rows of the rarest"
         + offer * (imbalance(counts) >= IMBALANCE)
-    )
-    texts = [text for text, _ in rows]
-    labels_of = defaultdict(set)
-    for text, label in rows:
-        labels_of[normalise(text)].add(label)
-    clusters = Counter(near_duplicates(texts).tolist())
-    near = sum(count - 1 for count in clusters.values())
-    torn = sum(len(found) > 1 for found in labels_of.values())
-    print(
-        f"repeats: {len(rows) - len(set(texts)):,} rows are copies of another, {len(rows) - len(labels_of):,} once "
-        f"case, links and punctuation are dropped, {near:,} nearly; {torn:,} "
-        "texts have two labels. They are kept, each cluster in one split."
     )
     print(f"left out: {sum(map(len, left_out.values())):,} rows")
     for reason, lines in left_out.items():

@@ -37,6 +37,7 @@ class Task:
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
         train_share: share of the training rows that is trained on: of each class, chosen by hash, so that a
             smaller share lies within a larger one. Validation and test stay whole.
+        max_leakage: share of test rows that may stand in training or validation too before training is refused.
         class_weights: "balanced" weighs a row's loss by the rarity of its class; unset, every row counts the same.
         log_texts: whether texts of rows may be sent to Weights & Biases.
     """
@@ -54,6 +55,7 @@ class Task:
     split: dict[str, float] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
     train_share: float = 1.0
+    max_leakage: float = 0.05
     class_weights: str | None = None
     log_texts: bool = False
 
@@ -109,6 +111,13 @@ def make_task(values: dict, where: str) -> Task:
     values["labels"] = labels = {str(value): str(name).strip() for value, name in labels.items()}
     if len(set(labels.values())) < len(labels) or "" in labels.values():
         raise UserError(f"{where}: `labels` holds an empty or repeated name: {list(labels.values())}")
+    for value, name in labels.items():  # negative: Positive
+        other = next((known for known in labels if known.casefold() == str(name).strip().casefold()), value)
+        if other != value and value.casefold() in {str(known).strip().casefold() for known in labels.values()}:
+            raise UserError(
+                f"{where}: `labels` maps {value!r} to {name!r}, which is what the file calls another label; swap the "
+                "names back, or rename them"
+            )
     for key in ("files", "sample"):
         if not isinstance(values.get(key, {}), dict):
             raise UserError(
@@ -129,6 +138,9 @@ def make_task(values: dict, where: str) -> Task:
         raise UserError(f"{where}: `split` cuts off {shares[0]!r} and {shares[1]!r}; two shares whose sum is below 1")
     if not isinstance(values.get("log_texts", False), bool):
         raise UserError(f"{where}: `log_texts` is {values['log_texts']!r}; it takes true or false, without quotes")
+    leakage = values.get("max_leakage", 0.05)
+    if isinstance(leakage, bool) or not isinstance(leakage, int | float) or not 0 <= leakage <= 1:
+        raise UserError(f"{where}: `max_leakage` is {leakage!r}; it takes a share of the test rows, from 0 to 1")
     share = values.get("train_share", 1.0)
     if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
         raise UserError(f"{where}: `train_share` is {share!r}; it takes a number above 0 and up to 1")
@@ -151,8 +163,9 @@ def _data_file(spec: object, where: str) -> DataFile:
 def task_yaml(task: Task) -> dict:
     """The keys of a task as a YAML holds them, without the unset ones."""
     values = {key: value for key, value in asdict(task).items() if value not in (None, {})}
-    if task.train_share == 1:
-        del values["train_share"]
+    for key in ("train_share", "max_leakage"):  # at their defaults they would tell runs apart that are alike
+        if values[key] == Task.__dataclass_fields__[key].default:
+            del values[key]
     for key in ("files", "sample"):
         if key in values:
             values[key] = {
