@@ -62,7 +62,9 @@ def test_a_leak_stops_training_unless_the_task_allows_it(task_folder):
         script("audit").main(["data/leaky.yaml"])
     planted(task_folder, max_leakage=0.5)
     script("audit").main(["data/leaky.yaml"])
-    script("train_linear").main(["data/leaky.yaml", str(ROOT / "configs/baselines/majority.yaml")])
+    script("train_linear").main(
+        ["data/leaky.yaml", str(ROOT / "configs/baselines/majority.yaml"), "--report_to", "none"]
+    )
     with pytest.raises(UserError, match="a share of the test rows"):
         planted(task_folder, max_leakage=5)
 

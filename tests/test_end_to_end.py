@@ -11,6 +11,7 @@ from fintune.errors import Stopped, UserError
 
 import pytest
 import torch
+import wandb
 import yaml
 from conftest import ROOT, SMALL, script
 from safetensors.torch import load_file
@@ -202,6 +203,7 @@ def test_a_model_that_was_not_trained_here_is_scored(task_folder, toy):
 
 
 def test_wandb_records_offline_with_texts_only_where_allowed(task_folder, train, monkeypatch):
+    wandb.teardown()  # settings of an earlier test's run would stay
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(task_folder))
     for allowed in (False, True):

@@ -96,7 +96,6 @@ def test_a_reasoning_chain_becomes_an_alert(toy, tmp_path, monkeypatch):
     monkeypatch.setattr(type(run), "alert", lambda run, title, text: alerts.append((title, text)))
     trainer.train()
     run.finish()
-    wandb.teardown()  # its settings would stay for the tests that follow
     assert "the model answers '<think>" in watcher.said["a reasoning chain"]
     assert alerts == [("a reasoning chain", watcher.said["a reasoning chain"])]  # once, not at every evaluation
 
