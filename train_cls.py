@@ -8,7 +8,7 @@ The sibling of train_sft.py: same rows, splits, metrics and files. The epoch tha
 from pathlib import Path
 
 from fintune import audit, classifier, machine, runs, tracking
-from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, interruptible
+from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, claim, interruptible
 from fintune.classifier import ClassifierArguments, PlainText
 from fintune.data import load_data
 from fintune.errors import run
@@ -23,6 +23,8 @@ def main(argv: list[str]) -> None:
     task, (model_args, training_args) = recipe.task, recipe.args
     folder, base = Path(training_args.output_dir), model_args.model_name_or_path
     machine.check_fits(base, model_args.min_gpu_gib, training_args.use_cpu)
+    if training_args.process_index == 0:
+        claim(folder)
     tracking.prepare(recipe, training_args)
 
     # Rows, and the one function that turns them into token ids

@@ -12,6 +12,7 @@ from typing import Literal
 
 from fintune import audit, runs, tracking
 from fintune.calibration import calibrate
+from fintune.checkpoints import claim
 from fintune.data import URL, load_data
 from fintune.errors import run
 from fintune.recipe import parse_recipe
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> None:
     recipe = parse_recipe(argv, LinearArguments)
     task, (linear_args,) = recipe.task, recipe.args
     folder = Path(linear_args.output_dir)
+    claim(folder)
     tracking.prepare(recipe, linear_args)
 
     # Rows

@@ -8,7 +8,7 @@ After arXiv 2512.00630. A run is YAML layered left to right, then flags, with th
 from pathlib import Path
 
 from fintune import audit, machine, runs, tracking
-from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, interruptible
+from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, claim, interruptible
 from fintune.data import load_data
 from fintune.errors import run
 from fintune.prompt import Prompt
@@ -25,6 +25,8 @@ def main(argv: list[str]) -> None:
     task, (run_args, training_args, model_args) = recipe.task, recipe.args
     folder, base = Path(training_args.output_dir), model_args.model_name_or_path
     machine.check_fits(base, run_args.min_gpu_gib, training_args.use_cpu)
+    if training_args.process_index == 0:
+        claim(folder)
     tracking.prepare(recipe, training_args)
 
     # Rows, and the one function that turns them into token ids

@@ -194,6 +194,20 @@ def test_a_model_named_on_the_hub_loads_from_the_hub_cache(task_folder, toy):
     assert again.returncode == 0, again.stderr
 
 
+def test_a_second_run_into_the_folder_is_refused(task_folder):
+    holding = (
+        "import sys, time; from pathlib import Path; from fintune.checkpoints import claim\n"
+        "claim(Path('runs/toy/small')); print('claimed', flush=True); time.sleep(60)\n"
+    )
+    first = subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE)
+    assert first.stdout.readline() == b"claimed\n"
+    with pytest.raises(UserError, match="runs/toy/small: another run is training into it"):
+        script("train_sft").main(TOY)
+    first.kill()
+    first.communicate()
+    script("train_sft").main(TOY)  # a lock of a killed process holds nobody up
+
+
 def test_a_model_that_was_not_trained_here_is_scored(task_folder, toy):
     toy[2].tokenizer.save_pretrained(task_folder / "base")
     script("evaluate").main(["base", "--task", "data/toy.yaml", "--report_to", "none"])

@@ -19,6 +19,7 @@ from trl import ModelConfig, SFTConfig
 TASKS = sorted(ROOT.glob("data/*.yaml"))
 MODELS = sorted(ROOT.glob("configs/*.yaml"))
 BASELINES = sorted(ROOT.glob("configs/baselines/*.yaml"))
+BOMB = "a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))
 ACCELERATE = sorted(ROOT.glob("configs/accelerate/*.yaml"))
 OVERLAYS = sorted(ROOT.glob("configs/overlays/*.yaml"))
 
@@ -202,3 +203,14 @@ def test_accelerate_takes_its_configurations(path):
     assert config.mixed_precision == "no"  # the recipe says it, and a second word on it could differ
     wrapped = (config.fsdp_config or {}).get("fsdp_transformer_layer_cls_to_wrap", "Qwen3DecoderLayer")
     assert hasattr(modeling_qwen3, wrapped)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(BOMB, "line 2: an alias"), ("a: &a [*a]\n", "line 1: an alias"), ("a: 1\n" + "#" * 2**20, "at most 1,048,576")],
+    ids=["bomb", "cycle", "large"],
+)
+def test_a_recipe_that_would_never_end_is_refused(content, message, tmp_path):
+    (tmp_path / "bomb.yaml").write_text(content)
+    with pytest.raises(UserError, match=message):
+        parse(tmp_path / "bomb.yaml")

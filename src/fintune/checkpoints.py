@@ -13,6 +13,7 @@ from fintune.files import sha256, write_json
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
+from filelock import FileLock, Timeout
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.neftune import deactivate_neftune
 
@@ -38,6 +39,25 @@ class KeepCheckpoints(TrainerCallback):
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
         write_json(folder / MANIFEST, {"step": state.global_step, "recipe": self.recipe, "sha256": files})
+
+
+_claimed = {}  # folder -> lock, held as long as the process lives
+
+
+def claim(folder: Path) -> None:
+    """Keep any other process from training into a folder for as long as this one lives.
+
+    Raises:
+        UserError: another one does.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.resolve() / ".lock", timeout=0, is_singleton=True)
+    try:
+        _claimed[folder.resolve()] = lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{folder}: another run is training into it; wait for that one, or give another --output_dir"
+        ) from error
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser
 
 # Flags that say where a run goes and how it is shown, not what it is: they stay out of recipe.yaml
 WHERE_AND_HOW = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "report_to", "use_cpu")
+LAYER_BYTES = 2**20  # of one YAML; PyYAML reads 10 MiB in minutes
 SECRETS = ("hub_token", "push_to_hub_token")  # a recipe is copied into every run and its log
 
 
@@ -65,6 +66,15 @@ class Recipe:
     args: tuple
     stated: dict
     name: str
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader without aliases: ten lines of them can stand for gigabytes, or for themselves."""
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError(f"line {self.peek_event().start_mark.line + 1}: an alias (*); write the value out")
+        return super().compose_node(parent, index)
 
 
 class _Parser(HfArgumentParser):
@@ -141,7 +151,9 @@ def read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
     if path.resolve() in below:
         raise UserError(f"{path}: `extends` comes back to it; a recipe cannot extend itself")
     try:
-        layer = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if path.stat().st_size > LAYER_BYTES:
+            raise UserError(f"{path}: {path.stat().st_size:,} bytes, a recipe has at most {LAYER_BYTES:,}; is it one?")
+        layer = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
     except (FileNotFoundError, IsADirectoryError) as error:
         raise UserError(f"{path}: no such recipe file; see data/ for tasks and configs/ for models") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
