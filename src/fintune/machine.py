@@ -75,10 +75,12 @@ def check_disk(folder: Path, trained_parameters: int, save_total_limit: int | No
         )
 
 
-def reachable(host: str, seconds: float = 2.0) -> bool:
-    """Whether a host answers on the HTTPS port: asked before a client that would retry for half a minute."""
+def reachable(url: str, seconds: float = 2.0) -> bool:
+    """Whether a URL's host answers on its port: asked before a client that would retry for half a minute."""
+    parsed = urlparse(url)
     try:
-        socket.create_connection((host, 443), timeout=seconds).close()
+        port = parsed.port or (80 if parsed.scheme == "http" else 443)
+        socket.create_connection((parsed.hostname, port), timeout=seconds).close()
         return True
     except OSError:
         return False
@@ -88,7 +90,7 @@ def reachable(host: str, seconds: float = 2.0) -> bool:
 def hub_reachable() -> bool:
     """Whether the Hugging Face Hub (`HF_ENDPOINT`) may be asked: not in offline mode, and it answers."""
     proxied = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")  # only the proxy need answer then
-    return not HF_HUB_OFFLINE and bool(proxied or reachable(urlparse(ENDPOINT).hostname))
+    return not HF_HUB_OFFLINE and bool(proxied or reachable(ENDPOINT))
 
 
 def attention() -> str:

@@ -389,10 +389,11 @@ def publish(groups: list[Group]) -> None:
 
     import wandb  # here, not above: with machine and tracking it takes ten seconds
 
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = urlparse(url).hostname
     if not tracking.has_key(host):
         raise UserError("--wandb: no W&B account here; set WANDB_API_KEY, or leave --wandb out")
-    if not machine.reachable(host):
+    if not machine.reachable(url):
         raise UserError(f"--wandb: {host} is out of reach; connect, or leave --wandb out")
     entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
     report = wandb_report(groups, os.environ.get("WANDB_PROJECT", "fintune"), entity)

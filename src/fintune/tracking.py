@@ -26,10 +26,11 @@ def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
     os.environ.setdefault("WANDB_SILENT", "true")
     if os.environ.get("WANDB_MODE"):
         return
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = urlparse(url).hostname
     if not has_key(host):
         why = "no WANDB_API_KEY"
-    elif not reachable(host):
+    elif not reachable(url):
         why = f"{host} is out of reach"
     elif not _accepted():
         why = f"{host} does not take the key"
@@ -96,8 +97,9 @@ def has_key(host: str) -> bool:
 
 
 if __name__ == "__main__":  # make dashboard
-    host = urlparse(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname
-    if has_key(host) and reachable(host):
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = urlparse(url).hostname
+    if has_key(host) and reachable(url):
         entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
         print(f"online: https://{host.removeprefix('api.')}/{entity}/{os.environ.get('WANDB_PROJECT', 'fintune')}")
     if not Path("wandb").is_dir():
