@@ -3,6 +3,7 @@
 # make compare sets the runs side by side: tables, paired tests, runs/report.html (ARGS="--readme README.md --wandb").
 # make ablations [MODEL=tiny] [SEEDS=5] asks the paper's open questions of a model and writes docs/ablations.md; stopped,
 # the same command goes on.
+# make torture tries faults of every kind and says what was lost; make mutants breaks the code and looks for a red test.
 # make audit TASK=topic looks for repeats, leaks and contradictions in a task's rows.
 # make serve RUN=runs/sentiment/tiny [ARGS="--port 8000"] answers over HTTP with a trained run.
 # make bench measures training and scoring against the stock ways on this machine's CPU, 11 minutes; on a GPU run
@@ -20,7 +21,7 @@ RUN ?= runs/sentiment/tiny
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: ablations audit baselines bench compare serve test lint dashboard
+.PHONY: ablations audit baselines bench compare serve test torture mutants lint dashboard
 
 train-%: $(READY)
 	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \
@@ -47,6 +48,12 @@ bench: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest tests
+
+torture: $(READY)
+	$(BIN)/python tests/torture.py $(ARGS)
+
+mutants: $(READY)
+	$(BIN)/python tests/mutants.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -338,7 +338,7 @@ def logging_fails(fault: Fault) -> None:
                 "WANDB_DIR": str(Path.cwd()),
             }
             code, out = finish(script("train_sft.py", *short, "--output_dir", str(folder), **environment))
-            kept = [path for path in Path("wandb").glob("offline-run-*")]
+            kept = list(Path("wandb").glob("offline-run-*"))
             held = code == 0 and (folder / "metrics.json").exists() and bool(kept) and "secretsecret" not in out
             fault.record("wandb: offline" in out and said in out, held, f"{name}: {code}: {out[-400:]}")
             shutil.rmtree("wandb", ignore_errors=True)
@@ -485,7 +485,7 @@ def recipes(fault: Fault) -> None:
             parsed += 1
             held, what = True, ""
         except UserError as error:
-            held, what = len(str(error)) < 5000, str(error)[:200]
+            held, what = len(str(error)) < 2000, str(error)[:200]
         except Exception as error:
             held, what = False, f"{type(error).__name__}: {str(error)[:200]}: {lines}"
         fault.record(True, held and not sentinel.exists(), f"recipe {number}: {what}")

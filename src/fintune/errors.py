@@ -7,9 +7,20 @@ import sys
 import warnings
 from collections.abc import Callable
 
+MOST_CHARACTERS = 1600  # of a message
+
 
 class UserError(Exception):
-    """A mistake in what the user gave: its message names the value, the place and the remedy, in one line."""
+    """A mistake in what the user gave: its message names the value, the place and the remedy, in one line.
+
+    A value of thousands of characters, which a message may quote, is cut in the middle.
+    """
+
+    def __init__(self, message: str):
+        cut = len(message) > MOST_CHARACTERS
+        super().__init__(
+            f"{message[: MOST_CHARACTERS // 2]} ... {message[-MOST_CHARACTERS // 2 :]}" if cut else message
+        )
 
 
 class Stopped(Exception):

@@ -1,0 +1,175 @@
+"""Deliberate mutants: each breaks one thing that silently ruins results, and some test must turn red.
+
+make mutants        # some minutes on two cores; the tree itself is not touched
+"""
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tqdm.auto import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+
+# what breaks, file, text, text of the mutant, tests that must notice
+MUTANTS = [
+    (
+        "alpha / r for alpha / sqrt(r)",
+        "src/fintune/runs.py",
+        "    config = get_peft_config(model_args)\n",
+        "    model_args.use_rslora = False\n    config = get_peft_config(model_args)\n",
+        "tests/test_end_to_end.py",
+    ),
+    (
+        "end token dropped from the labels",
+        "src/fintune/prompt.py",
+        "[[*self._ids_of(name), tokenizer.eos_token_id] for name in task.names]",
+        "[[*self._ids_of(name)] for name in task.names]",
+        "tests/test_prompt.py tests/test_scoring.py",
+    ),
+    (
+        "logits off by one",
+        "src/fintune/trainer.py",
+        "where = (targets != IGNORE).nonzero().squeeze(1)",
+        "where = (targets != IGNORE).nonzero().squeeze(1) - 1",
+        "tests/test_trainer.py",
+    ),
+    (
+        "rows left in the order of their lengths",
+        "src/fintune/classifier.py",
+        "scores[at_once] = torch.softmax",
+        "scores[len(scores) - len(order) - len(at_once) :][: len(at_once)] = torch.softmax",
+        "tests/test_baselines.py",
+    ),
+    (
+        "no normalisation in Baichuan2's head",
+        "src/fintune/baichuan.py",
+        "yield key, _unit_rows(tensor)",
+        "yield key, tensor",
+        "tests/test_llama_baichuan.py",
+    ),
+    (
+        "noise left on while scoring",
+        "src/fintune/trainer.py",
+        "if self._token_lengths is None or alpha is None or not module.training:",
+        "if self._token_lengths is None or alpha is None:",
+        "tests/test_trainer.py",
+    ),
+    (
+        "noise scaled by the line's length",
+        "src/fintune/trainer.py",
+        "scale = alpha / (self._token_lengths * embedded.size(-1)).sqrt()",
+        "scale = alpha / (embedded.size(1) * embedded.new_tensor([[embedded.size(-1)]])).sqrt()",
+        "tests/test_trainer.py",
+    ),
+    (
+        "the prompt trained on, not the label alone",
+        "src/fintune/prompt.py",
+        '"labels": [IGNORE] * len(text_ids) + label_ids}',
+        '"labels": text_ids + label_ids}',
+        "tests/test_prompt.py",
+    ),
+    (
+        "control tokens of a headline let through",
+        "src/fintune/prompt.py",
+        "sanitize_control_tokens=True",
+        "sanitize_control_tokens=False",
+        "tests/test_prompt.py",
+    ),
+    (
+        "a text cut behind the label's room",
+        "src/fintune/prompt.py",
+        "room = self.max_length - self._longest_label",
+        "room = self.max_length",
+        "tests/test_prompt.py",
+    ),
+    (
+        "near-duplicates spread over the splits",
+        "src/fintune/data.py",
+        "clusters.setdefault(int(cluster), []).append(row)",
+        "clusters.setdefault(len(clusters), []).append(row)",
+        "tests/test_data.py",
+    ),
+    (
+        "leaked rows counted as clean",
+        "src/fintune/data.py",
+        'clean=[normalise(row["text"]) not in seen for row in rows["test"]]',
+        'clean=[row["text"] not in seen for row in rows["test"]]',
+        "tests/test_data.py tests/test_audit.py",
+    ),
+    (
+        "a checkpoint's hashes not looked at",
+        "src/fintune/checkpoints.py",
+        "if sha256(path / name) != expected:",
+        "if False:",
+        "tests/test_end_to_end.py",
+    ),
+    (
+        "temperature multiplied instead of divided by",
+        "src/fintune/calibration.py",
+        "np.log(np.clip(probabilities, 1e-300, None)) / temperature",
+        "np.log(np.clip(probabilities, 1e-300, None)) * temperature",
+        "tests/test_metrics.py",
+    ),
+    (
+        "repeated texts answered by another's scores",
+        "src/fintune/labeling.py",
+        "digest_size=16).digest() for text in texts]",
+        "digest_size=1).digest() for text in texts]",
+        "tests/test_predict.py",
+    ),
+    (
+        "answers of a batch handed to the wrong request",
+        "src/fintune/service.py",
+        "scores[[rows[text] for text in texts_of_one]]",
+        "scores[: len(texts_of_one)]",
+        "tests/test_serve.py",
+    ),
+    (
+        "class weights left out of the loss",
+        "src/fintune/trainer.py",
+        'reduction="none") * weights).sum()',
+        'reduction="none")).sum()',
+        "tests/test_class_weights.py",
+    ),
+]
+
+
+def main() -> None:
+    with ThreadPoolExecutor(2) as pool:
+        alive = [name for name, caught in tqdm(pool.map(try_one, MUTANTS), total=len(MUTANTS)) if not caught]
+    print(f"{len(MUTANTS) - len(alive)} of {len(MUTANTS)} mutants turn a test red")
+    for name in alive:
+        print(f"alive: {name}")
+    sys.exit(1 if alive else 0)
+
+
+def try_one(mutant: tuple) -> tuple[str, bool]:
+    """Whether a test fails on a copy of the tree with the mutant in it."""
+    name, file, text, changed, tests = mutant
+    with tempfile.TemporaryDirectory() as folder:
+        copy = Path(folder) / "tree"
+        shutil.copytree(ROOT, copy, ignore=shutil.ignore_patterns(".venv", ".git", "runs", "wandb", "*cache*"))
+        path = copy / file
+        content = path.read_text(encoding="utf-8")
+        assert content.count(text) == 1, f"{file}: {content.count(text)} times {text!r}; mend the mutant {name!r}"
+        path.write_text(content.replace(text, changed), encoding="utf-8")
+        command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests.split()]
+        environment = {
+            "PATH": "/usr/bin:/bin",
+            "PYTHONPATH": str(copy / "src"),
+            "OMP_NUM_THREADS": "1",
+            "HOME": folder,
+        }
+        done = subprocess.run(command, cwd=copy, env=environment, capture_output=True, text=True)
+        # 1: tests failed; anything else (no test, a broken import) is no proof
+        if done.returncode not in (0, 1):
+            print(f"{name}: pytest ended with {done.returncode}: {done.stdout[-500:]}")
+        return name, done.returncode == 1
+
+
+if __name__ == "__main__":
+    main()
