@@ -146,7 +146,7 @@ def draw(memory: dict[int, float], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.plot([rows / 1000 for rows in memory], list(memory.values()), color="#d55e00")
     axes.set(xlabel="thousand rows labelled", ylabel="resident memory, MiB", title="predict.py on a long file")
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, 1.25 * max(memory.values()))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
