@@ -194,6 +194,33 @@ def test_a_model_named_on_the_hub_loads_from_the_hub_cache(task_folder, toy):
     assert again.returncode == 0, again.stderr
 
 
+def test_secrets_reach_no_file_and_no_line(task_folder):
+    planted = {
+        "HF_TOKEN": "hf_plantedplantedplanted",
+        "WANDB_API_KEY": "planted0" * 5,
+        "AWS_SECRET_ACCESS_KEY": "planted!",
+    }
+    environment = {
+        **os.environ,
+        **planted,
+        "WANDB_MODE": "offline",
+        "WANDB_DIR": str(task_folder),
+        "WANDB_SILENT": "true",
+    }
+    for words in (
+        ["train_sft.py", *TOY, "--report_to", "wandb"],
+        ["export.py", "runs/toy/small", "plain"],
+        ["train_sft.py", *TOY, "--hub_token", "planted-as-a-flag"],
+    ):
+        command = [sys.executable, str(ROOT / words[0]), *words[1:]]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment)
+        assert "planted" not in done.stdout + done.stderr
+        assert done.returncode == (2 if "--hub_token" in words else 0), done.stderr[-2000:]
+    files = [path for path in task_folder.rglob("*") if path.is_file()]
+    assert any("offline-run" in str(path) for path in files)
+    assert [path for path in files if b"planted" in path.read_bytes()] == []
+
+
 def test_a_second_run_into_the_folder_is_refused(task_folder):
     holding = (
         "import sys, time; from pathlib import Path; from fintune.checkpoints import claim\n"
