@@ -10,6 +10,7 @@
 # .venv/bin/python benchmarks/gpu.py
 # MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is passed on.
 
+.DEFAULT_GOAL := help
 PYTHON ?= python3
 MODEL ?= auto
 ARGS ?=
@@ -21,7 +22,12 @@ RUN ?= runs/sentiment/tiny
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: ablations audit baselines bench compare serve test torture mutants lint dashboard
+.PHONY: help install ablations audit baselines bench compare serve test torture mutants lint dashboard
+
+help:
+	@sed -n '1,/^$$/s/^# //p' Makefile
+
+install: $(READY)
 
 train-%: $(READY)
 	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \

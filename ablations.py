@@ -106,7 +106,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("questions", nargs="*", help="names of YAMLs in configs/sweeps/; all of them without")
     parser.add_argument("--model", default="auto", help="in place of `auto` in the grids; auto looks at the machine")
     parser.add_argument("--task", help="in place of the grids' task")
-    parser.add_argument("--seeds", type=int, default=5, help="of a grid, at most")
+    parser.add_argument("--seeds", type=int, default=3, help="of a grid, at most")
     parser.add_argument("--encoder", help="a recipe of train_cls.py in place of bert-base, such as configs/x.yaml")
     parser.add_argument("--at-once", type=int, help="runs side by side; the cores on a CPU, 1 on a GPU without")
     parser.add_argument("--overlay", help="one run: stem of a YAML in configs/ablations/, or none")

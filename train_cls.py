@@ -36,8 +36,8 @@ def main(argv: list[str]) -> None:
     prompt = PlainText(tokenizer, model.config, model_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"])
     eval_dataset = prompt.training_rows(data.splits["validation"])
-    audit.check_leakage(task, data)
     print(*audit.lines(audit.audit(task, data)), sep="\n")
+    audit.check_leakage(task, data)
     print(f"data: {data.summary()}, {prompt.cut_texts} texts cut to {model_args.max_length} tokens")
     print(f"one row:\n{prompt.show(train_dataset[0])} -> {task.names[train_dataset[0]['labels']]}")
 

@@ -64,8 +64,8 @@ def main(argv: list[str]) -> None:
     # Rows
     data = load_data(task, allow_sample=True)
     train, validation, test = data.splits["train"], data.splits["validation"], data.splits["test"]
-    audit.check_leakage(task, data)
     print(*audit.lines(audit.audit(task, data)), sep="\n")
+    audit.check_leakage(task, data)
     print(f"data: {data.summary()}")
 
     # The method: one fit for each C, the best on validation is kept

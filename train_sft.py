@@ -40,8 +40,8 @@ def main(argv: list[str]) -> None:
     prompt = Prompt(task, tokenizer, training_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"], data.class_weights(task))
     eval_dataset = prompt.training_rows(data.splits["validation"])
-    audit.check_leakage(task, data)
     print(*audit.lines(audit.audit(task, data)), sep="\n")
+    audit.check_leakage(task, data)
     print(f"data: {data.summary()}, {prompt.cut_texts} texts cut to {training_args.max_length} tokens")
     print(f"one row, its trained tokens in ⟦⟧:\n{prompt.show(train_dataset[0])}")
 
