@@ -111,7 +111,7 @@ class Csv(TextTable):
         if first.fault or self.columns.count(text_column) != 1:
             raise UserError(
                 f"{path}: column {text_column!r} stands {self.columns.count(text_column)} times in its first line "
-                f"{str(first.fault or self.columns)[:200]}; name it with --text-column (columns are parted by commas)"
+                f"{str(first.fault or self.columns)[:200]}; name the right one (columns are parted by commas)"
             )
 
     def rows(self) -> Iterator[Row]:
@@ -235,12 +235,12 @@ class Parquet:
         if self.columns.count(text_column) != 1:
             raise UserError(
                 f"{path}: column {text_column!r} stands {self.columns.count(text_column)} times among "
-                f"{self.columns}; name it with --text-column"
+                f"{self.columns}; name the right one"
             )
         kind = self._file.schema_arrow.field(text_column).type
         kind = kind.value_type if pa.types.is_dictionary(kind) else kind
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
-            raise UserError(f"{path}: column {text_column!r} holds {kind}, not text; name another with --text-column")
+            raise UserError(f"{path}: column {text_column!r} holds {kind}, not text; name another column")
 
     def rows(self) -> Iterator[Row]:
         try:
