@@ -75,13 +75,14 @@ class Point:
     def command(self) -> list[str]:
         words = [str(ROOT / f"data/{self.task}.yaml"), *map(str, self.layers), "--output_dir", str(self.folder)]
         if self.seed is not None:
-            words += ["--seed", str(self.seed), "--resume_from_checkpoint", "true"]
+            again = (self.folder / "metrics.json").exists()  # of another recipe or other rows: begin anew
+            words += ["--seed", str(self.seed), "--resume_from_checkpoint", "false" if again else "true"]
         return [sys.executable, str(ROOT / Rung.of(self.recipe).script), *words]
 
     def merged(self) -> dict:
         """The keys that the run states, as its recipe.yaml will hold them."""
         layer = {}
-        for path in self.layers:
+        for path in (ROOT / f"data/{self.task}.yaml", *self.layers):
             layer |= read_layer(path)
         return layer | ({} if self.seed is None else {"seed": self.seed})
 
@@ -94,7 +95,8 @@ class Point:
         if shape is None:
             from transformers import AutoConfig
 
-            shape = AutoConfig.from_pretrained(layer["model_name_or_path"], revision=layer["model_revision"]).to_dict()
+            base, revision = layer["model_name_or_path"], layer.get("model_revision")
+            shape = AutoConfig.from_pretrained(base, revision=revision).to_dict()
         queries, native = shape["num_attention_heads"], shape["num_key_value_heads"]
         if heads == native:
             return f"{native} key-value heads are what the model has"
@@ -113,9 +115,11 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--seed", type=int, default=42, help="of the one run")
     parser.add_argument("--report", action="store_true", help="train nothing, write docs/ablations.md from runs/")
     args = parser.parse_args(argv)
+    if args.seeds < 1 or (args.at_once is not None and args.at_once < 1):
+        raise UserError("--seeds and --at-once take a number from 1 on")
     if args.report:
         decoding = next(iter(sorted(ROOT.glob("benchmarks/results/*-decode.json"))), None)
-        ablation_report.write(Path("runs"), ROOT / "docs", sweeps(args.questions), decoding)
+        ablation_report.write(Path("runs"), ROOT / "docs", sweeps(args.questions), decoding, args.task)
         return
     named = {"auto": machine.choose_model(machine.free_gpu_gib())[0] if args.model == "auto" else args.model}
     named |= {"bert-base": args.encoder} if args.encoder else {}
@@ -138,7 +142,7 @@ def main(argv: list[str]) -> None:
             print(f"skip {one.task}/{one.name}: {reason}")
             skipped += 1
         else:
-            work.append(Work(f"{one.task}/{one.name}", one.command(), one.folder.with_suffix(".log")))
+            work.append(Work(f"{one.task}/{one.name}", one.command(), one.folder.with_name(f"{one.name}.log")))
     at_once = args.at_once or (1 if machine.free_gpu_gib() else os.cpu_count() or 1)
     if len(work) == 1:
         work[0].log = None

@@ -41,9 +41,9 @@ def main(argv: list[str]) -> None:
         task = make_task({key: value for key, value in layer.items() if key in TASK_KEYS}, str(path))
         data = load_data(task, allow_sample=True)
         for rung in rungs:
-            layer = {} if rung.script == "evaluate.py" else read_layer(rung.recipe)
+            recipe = {} if rung.script == "evaluate.py" else layer | read_layer(rung.recipe)
             folder = Path("runs", task.task, rung.name)
-            reason = reasons[rung.name] or cannot_read(rung, data) or finished(folder, layer, data)
+            reason = reasons[rung.name] or cannot_read(rung, data) or finished(folder, recipe, data)
             if reason:
                 print(f"skip {task.task}/{rung.name}: {reason}")
                 skipped += 1

@@ -13,6 +13,7 @@ from itertools import count, islice, product
 from pathlib import Path
 
 from fintune import runs
+from fintune.classifier import PlainText
 from fintune.errors import UserError, run
 from fintune.files import write_text
 from fintune.inference import Classifier
@@ -24,9 +25,10 @@ import torch
 import yaml
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
 ROWS = 256  # that both must label the same
+LICENCES = {"CC BY-NC-SA 3.0": "cc-by-nc-sa-3.0", "MIT": "mit", "Apache 2.0": "apache-2.0", "CC BY 4.0": "cc-by-4.0"}
 MAY_DIFFER = {torch.float32: 0.0}  # share of them; else 0.01: a near tie may fall the other way in 16 bits
 
 
@@ -42,13 +44,17 @@ def main(argv: list[str]) -> None:
     classifier = Classifier.from_pretrained(args.run_dir, merge=False)
     texts = texts_to_check(args.run_dir)
     staging = args.target.with_name(args.target.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)  # of an export that was stopped
+    shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
 
-    _, expected = classifier(texts)
-    save(classifier, args.run_dir, staging)
-    check = compare(classifier, staging, texts, expected)
-    print(f"{check['same']} of {check['rows']} labels equal, probabilities to {check['largest_difference']:.1e}")
-    write_card(staging, args.run_dir, classifier, result, check, args.push or args.target.name)
+    try:
+        _, expected = classifier(texts)
+        save(classifier, args.run_dir, staging)
+        check = compare(classifier, staging, texts, expected)
+        print(f"{check['same']} of {check['rows']} labels equal, probabilities to {check['largest_difference']:.1e}")
+        write_card(staging, args.run_dir, classifier, result, check, args.push or args.target.name)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
     staging.rename(args.target)
     print(f"written: {args.target}")
     if args.push:
@@ -57,8 +63,8 @@ def main(argv: list[str]) -> None:
 
 def texts_to_check(run_dir: Path) -> list[str]:
     """256 texts: those of the run's test split, and where it has fewer, two or more of them behind each other."""
-    lines = (run_dir / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
-    texts = [json.loads(line)["text"] for line in lines]
+    lines = (run_dir / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
+    texts = [json.loads(line)["text"] for line in lines if line]
     joined = (" ".join(some) for length in count(1) for some in product(texts, repeat=length))
     return list(islice(joined, ROWS))
 
@@ -88,11 +94,13 @@ def compare(classifier: Classifier, folder: Path, texts: list[str], expected: np
     """
     auto = AutoModelForCausalLM if isinstance(classifier.encoder, Prompt) else AutoModelForSequenceClassification
     dtype, device = classifier.model.dtype, classifier.model.device
-    classifier.model = None  # frees it: two of them might not fit
+    classifier.model = classifier._model_probabilities = None  # frees it: two of them might not fit
     model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False).to(device)
-    _, found = Classifier(classifier.names, classifier.calibration, classifier.max_length, model, classifier.encoder)(
-        texts
-    )
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder, most = classifier.encoder, classifier.max_length
+    causal = isinstance(encoder, Prompt)
+    encoder = Prompt(encoder.task, tokenizer, most) if causal else PlainText(tokenizer, model.config, most)
+    _, found = Classifier(classifier.names, classifier.calibration, most, model, encoder)(texts)
     same = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
     if len(texts) - same > MAY_DIFFER.get(dtype, 0.01) * len(texts):
         raise UserError(
@@ -113,7 +121,7 @@ def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict
     card_data = ModelCardData(
         model_name=result["name"],
         base_model=None if local else base,
-        license="apache-2.0" if invented else licence.lower().replace(" ", "-"),
+        license="apache-2.0" if invented else LICENCES.get(licence, "other"),
         library_name="transformers",
         pipeline_tag="text-generation" if causal else "text-classification",
         tags=["finance", "text-classification"],
@@ -139,15 +147,26 @@ def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict
 
 
 def push(folder: Path, repository: str) -> None:
-    """To a private repository, which its owner may open."""
+    """To a private repository, which its owner may open.
+
+    Raises:
+        UserError: the repository is public already, or the Hub does not take it.
+    """
+    hub = HfApi()
     try:
-        HfApi().create_repo(repository, private=True, exist_ok=True)
-        HfApi().upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload from fintune's export.py")
-    except (OSError, ValueError) as error:
+        hub.create_repo(repository, private=True, exist_ok=True)
+        private = hub.repo_info(repository).private
+        if private:
+            hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload from fintune's export.py")
+    except Exception as error:  # whatever the Hub or the network says: the folder stands
         raise UserError(
-            f"--push {repository}: {str(error).splitlines()[0]}; {folder} is whole: set HF_TOKEN, or connect, and "
-            f"send it with `hf upload {repository} {folder}`"
+            f"--push {repository}: {type(error).__name__}: {str(error).splitlines()[0]}; {folder} is whole: set "
+            f"HF_TOKEN, or connect, and send it with `hf upload --private {repository} {folder}`"
         ) from error
+    if not private:
+        raise UserError(
+            f"--push {repository}: is public; make it private first, or name another one; {folder} is whole"
+        )
     print(f"sent to {repository}, private")
 
 

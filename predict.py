@@ -14,7 +14,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from fintune import runs
-from fintune.calibration import threshold_for
+from fintune.calibration import check_threshold, threshold_for
 from fintune.errors import UserError, run
 from fintune.inference import Classifier
 from fintune.labeling import identity, label_file, label_stream
@@ -40,7 +40,8 @@ def main(argv: list[str]) -> int:
     if (args.input == "-") == (args.output is not None):
         raise UserError("a file needs -o OUTPUT; lines of standard input (-) are answered on standard output, without")
     result = runs.read_result(args.run_dir)
-    calibration, threshold = runs.calibration_of(result), args.abstain_below
+    runs.check_weights(args.run_dir)
+    calibration, threshold = runs.calibration_of(result), check_threshold(args.abstain_below)
     if args.target_accuracy is not None:
         threshold = threshold_for(calibration, args.target_accuracy)
         print(f"abstains below a confidence of {threshold:.4f}", file=sys.stderr)

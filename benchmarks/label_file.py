@@ -46,7 +46,8 @@ def main() -> None:
         expected = generate(source, args.rows)
         whole = run_once(args.run_dir, source, Path(folder) / "whole.csv")
         memory = whole["memory"]
-        begin, end = memory[FROM], max(mib for rows, mib in memory.items() if rows >= FROM)
+        begin = memory[min(rows for rows in memory if rows >= min(FROM, args.rows))]
+        end = max(mib for rows, mib in memory.items() if rows >= min(FROM, args.rows))
         killed_at, killed = [], None
         rng = random.Random(0)
         for share in sorted(rng.uniform(0.05, 0.95) for _ in range(args.kills)):

@@ -46,7 +46,7 @@ def test_each_planted_fault_is_counted(task_folder):
     assert found["leaked"]["nearly"] >= 2
     assert found["contradictions"] == 1
     odd = {what.split(" ")[0]: count for what, count in found["odd"].items()}
-    assert odd == {"garbled": 1, "HTML": 1, "control": 1, "zero-width": 1, "the": 1, "nothing": 1}
+    assert odd == {"what": 1, "HTML": 1, "control": 1, "zero-width": 1, "the": 1, "nothing": 1}
     assert sum(sum(counts.values()) for counts in found["rows"].values()) == 34
     assert "audit: of 4 test rows stand in training or validation too: 1 exact, 2 once" in "\n".join(
         audit.lines(found)

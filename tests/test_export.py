@@ -104,7 +104,7 @@ def test_a_run_in_4_bits_is_exported_without_rounding_twice(tmp_path, monkeypatc
 
 def test_it_is_pushed_to_a_private_repository(run_dir, tmp_path, monkeypatch):
     """A Hub of our own that answers as the real one does and keeps what it gets."""
-    asked = []
+    asked, private = [], [True]
 
     class Hub(BaseHTTPRequestHandler):
         def do_POST(self):
@@ -124,7 +124,10 @@ def test_it_is_pushed_to_a_private_repository(run_dir, tmp_path, monkeypatch):
                 answer["files"] = [
                     {"path": file["path"], "uploadMode": "regular", "shouldIgnore": False} for file in files
                 ]
-            content = json.dumps(answer | {"warnings": []}).encode()
+            self._send(answer | {"warnings": []})
+
+        def _send(self, answer):
+            content = json.dumps(answer).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(content)))
@@ -132,7 +135,8 @@ def test_it_is_pushed_to_a_private_repository(run_dir, tmp_path, monkeypatch):
             self.wfile.write(content)
 
         def do_GET(self):
-            self.send_error(404)
+            asked.append((self.path, None, b""))
+            self._send({"id": "me/toy", "private": private[0], "siblings": []})
 
         def log_message(self, *args):
             pass
@@ -144,7 +148,6 @@ def test_it_is_pushed_to_a_private_repository(run_dir, tmp_path, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(export, "HfApi", lambda: huggingface_hub.HfApi(endpoint, token="hf_secret"))
     export.main([str(run_dir), str(tmp_path / "plain"), "--push", "me/toy"])
-    server.shutdown()
     create = json.loads(next(body for path, _, body in asked if path.endswith("/repos/create")))
     assert create["visibility"] == "private"
     assert {token for _, token, _ in asked if token} == {"Bearer hf_secret"}
@@ -153,9 +156,11 @@ def test_it_is_pushed_to_a_private_repository(run_dir, tmp_path, monkeypatch):
     assert {"model.safetensors", "README.md", "tokenizer.json"} <= sent
     assert b"hf_secret" not in commit
 
-    def offline(*args, **kwargs):
-        raise OSError("no route")
-
-    monkeypatch.setattr(export, "HfApi", offline)
-    with pytest.raises(UserError, match="hf upload me/toy"):
+    private[0] = False
+    with pytest.raises(UserError, match="me/toy: is public"):
+        export.push(tmp_path / "plain", "me/toy")
+    assert sum("/commit/" in path for path, _, _ in asked) == 1
+    server.shutdown()
+    server.server_close()
+    with pytest.raises(UserError, match="hf upload --private me/toy"):
         export.push(tmp_path / "plain", "me/toy")

@@ -85,11 +85,14 @@ def test_files_pass_through_a_nodes_own_folder_where_the_place_is_no_path(run_di
     assert fleet.parquet_files("out", missing_ok=True) == []
     with pytest.raises(UserError, match="cannot be listed"):
         fleet.parquet_files("elsewhere")
-    fleet._check_run("out", ["a"])
+    fleet._check_run("out", ["b"], begun=False)
+    fleet._check_run("out", ["a"], begun=False)  # nothing was labelled yet
+    fleet._check_run("out", ["a"], begun=True)
     with pytest.raises(UserError, match="begun with another run"):
-        fleet._check_run("out", ["b"])
+        fleet._check_run("out", ["b"], begun=True)
     assert labeller(run_dir, "in", "out")({"file": ["part-1.parquet"]}) == {"file": ["part-1.parquet"], "error": [""]}
     assert fleet.count("in", "out", ["part-1.parquet"]) == (1960, 40)
+    assert labeller(run_dir, "in", "out")({"file": ["part-1.parquet"]})["error"] == [""]  # a retry of a finished file
     assert (folder / "out/part-1.parquet.rejected.jsonl").read_bytes().count(b"\n") == 40
 
 

@@ -243,7 +243,7 @@ def small_disk(kilobytes: int):
 def full_disk(fault: Fault, reference: tuple, run_dir: Path) -> None:
     """A tmpfs that a filler leaves no room on, once the run is at work; then the filler goes."""
     if os.geteuid():
-        fault.figure = "not tried: a small tmpfs needs root"
+        fault.lost.append("not tried: a small tmpfs needs root")
         return
     for number in range(3):
         with small_disk(8192) as disk:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -77,21 +78,26 @@ class Variant:
         return self.cell.mean("training", "train_runtime") / self.cell.mean("training", "updates")
 
 
-def write(runs: Path, docs: Path, sweeps: dict[str, dict], decoding: Path | None = None) -> None:
+def write(
+    runs: Path, docs: Path, sweeps: dict[str, dict], decoding: Path | None = None, task: str | None = None
+) -> None:
     """Write docs/ablations.md and docs/ablations/*.png, one section for each sweep that has runs.
 
     Args:
         runs: searched for runs/<task>/ablations/.
         decoding: a result of benchmarks/decode.py.
+        task: in place of the sweeps'.
 
     Raises:
         UserError: there is none.
     """
     found, left_out = read_runs(runs)
-    found = [run for run in found if run.study]
+    found, others = of_the_same_rows([run for run in found if run.study])
+    left_out += others
     sections, seen = [], {}
     for name, sweep in sweeps.items():
-        variants = read_variants(found, sweep["parameters"])
+        parameters = sweep["parameters"] | ({"task": {"value": task}} if task else {})
+        variants = read_variants(found, parameters)
         if not variants:
             continue
         seen |= {id(run): run for variant in variants for run in variant.cell.runs}
@@ -107,6 +113,20 @@ def write(runs: Path, docs: Path, sweeps: dict[str, dict], decoding: Path | None
     lines = [*head(list(seen.values()), missing), *chain.from_iterable(sections)]
     write_text(docs / "ablations.md", "\n".join(lines) + "\n")
     print(f"written: {docs / 'ablations.md'}, {len(sections)} of {len(sweeps)} questions, {len(seen)} runs")
+
+
+def of_the_same_rows(runs: list) -> tuple[list, list[LeftOut]]:
+    """Of each task the runs on the rows that most runs saw, and the others by name."""
+    kept, left_out = [], []
+    for task in sorted({run.result["task"] for run in runs}):
+        mine = [run for run in runs if run.result["task"] == task]
+        usual = Counter((run.data_key, run.row_key) for run in mine).most_common(1)[0][0]
+        for run in mine:
+            if (run.data_key, run.row_key) == usual:
+                kept.append(run)
+            else:
+                left_out.append(LeftOut(run.path, "other rows than most of this task's ablations"))
+    return kept, left_out
 
 
 def read_variants(runs: list, parameters: dict) -> list[Variant]:
@@ -135,7 +155,8 @@ def read_variants(runs: list, parameters: dict) -> list[Variant]:
 
 def is_model(stem: str, parameters: dict, by_name: dict) -> bool:
     """Whether runs of that name are a model's in this sweep: it has one of the sweep's overlays."""
-    return any(f"{stem}-{overlay}" in by_name for overlay in parameters["overlay"]["values"])
+    endings = [f"{overlay}{encoder}" for overlay in parameters["overlay"]["values"] for encoder in ("", "-encoder")]
+    return any(f"{stem}-{ending}" in by_name for ending in endings)
 
 
 def tested(variants: list[Variant], base: list | None) -> list[Variant]:
@@ -168,14 +189,14 @@ def head(runs: list, missing: list[LeftOut]) -> list[str]:
         f"`{data['sha256'][:12]}`): {len(runs)} runs, {where}, {machine['gpu'] or 'no GPU'}. Accuracies are of the "
         f"{len(runs[0].rows)} rows of the test split, means over the seeds, with a 95 % interval over rows and seeds.",
         "",
-        "A difference to the recipe is called real when exact McNemar, corrected by Holm within a question, and the "
-        "paired bootstrap both say so at 5 %. Everything else is inside noise, and no reason to choose.",
+        "A difference to the recipe is called real when exact McNemar, corrected by Holm within a question and model, and "
+        "the paired bootstrap both say so at 5 %. Everything else is inside noise, and no reason to choose.",
     ]
     if "tiny" in models:
         lines += [
             "",
-            "`tiny` has 3 million parameters and starts from nothing: what holds for it need not hold for Qwen3-8B. "
-            "`make ablations MODEL=qwen3-8b` asks that one; it was not run, for want of its weights and a GPU.",
+            "`tiny` has 3 million parameters and starts from nothing: what holds for it need not hold for Qwen3-8B, which "
+            "`make ablations MODEL=qwen3-8b` asks.",
         ]
     if missing:
         lines += ["", *(f"- left out: {left.path}: {left.reason}" for left in missing)]

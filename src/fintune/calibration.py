@@ -66,6 +66,17 @@ def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     return powers / powers.sum(axis=1, keepdims=True)
 
 
+def check_threshold(confidence: float) -> float:
+    """The confidence itself.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not 0 <= confidence <= 1:
+        raise UserError(f"--abstain-below {confidence:g}: a confidence lies between 0 and 1")
+    return confidence
+
+
 def threshold_for(calibration: dict, accuracy: float) -> float:
     """The least confidence at which validation rows that confident or more were right in that share.
 

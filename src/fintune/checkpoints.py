@@ -37,7 +37,7 @@ class KeepCheckpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        files = {path.name: sha256(path) for path in sorted(folder.iterdir()) if path.is_file()}
+        files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
         write_json(folder / MANIFEST, {"step": state.global_step, "recipe": self.recipe, "sha256": files})
 
 
@@ -50,6 +50,8 @@ def claim(folder: Path) -> None:
     Raises:
         UserError: another one does.
     """
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{folder}: is a file; name a folder as output_dir")
     folder.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.resolve() / ".lock", timeout=0, is_singleton=True)
     try:
@@ -98,7 +100,8 @@ def checkpoint_to_resume(folder: Path, wanted: str | None, recipe: dict) -> str 
             unfinished run is there.
     """
     ours = [path for path in _checkpoints(folder) if (path / MANIFEST).is_file()]
-    if wanted is None and ours and not (folder / "metrics.json").exists():
+    result = folder / "metrics.json"
+    if wanted is None and ours and not (result.exists() and _age(result) > _age(ours[0] / MANIFEST)):
         raise UserError(
             f"{ours[0]}: an unfinished run is here; go on with --resume_from_checkpoint true, or throw it away with "
             "--resume_from_checkpoint false"
@@ -128,6 +131,10 @@ def checkpoint_to_resume(folder: Path, wanted: str | None, recipe: dict) -> str 
         return str(path)
     print(f"resume: no whole checkpoint in {folder}; training starts from the beginning")
     return None
+
+
+def _age(path: Path) -> float:
+    return path.stat().st_mtime
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -35,7 +35,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     """Run a script's `main` on the command line and end with what it returns or 0, 2 (`UserError`) or 128 + signal."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # its notes to library authors
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # true by default, on machines without a GPU too
-    if os.environ.get("RANK", "0") != "0":  # of several processes (accelerate launch) the first one speaks
+    if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
+        # of several processes (accelerate launch) the first one speaks
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     try:
         sys.exit(main(sys.argv[1:]))
@@ -43,6 +44,10 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         message, code = f"error: {error}", 2
     except Stopped as stop:
         message, code = str(stop), 128 + stop.signum
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("fintune"):
+            raise
+        message, code = f"error: {error.name} is not installed; pip install -c constraints.txt -e '.[dev]' has all", 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at its end
         message, code = "the reader of standard output went away", 128 + signal.SIGPIPE

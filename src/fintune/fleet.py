@@ -5,6 +5,7 @@ paths that every node sees, or URIs of a bucket (s3://, gs://), whose files pass
 """
 
 import json
+import sqlite3
 import sys
 import tempfile
 from contextlib import redirect_stdout
@@ -49,8 +50,8 @@ def label_folder(
     if not files:
         raise UserError(f"{source}: no .parquet file in it; name the folder that holds them")
     options = (text_column, least, prefix)
-    _check_run(target, [*run, *options])
-    todo = sorted(set(files) - set(there))
+    _check_run(target, [*run, *options], begun=bool(there))
+    todo = sorted(set(files) - {name for name in there if not _cut_off(target, name)})
     print(f"{len(files):,} files, {len(files) - len(todo):,} of them done before", file=sys.stderr)
     failed = []
     if todo:
@@ -86,15 +87,16 @@ class Labeller:
         [name] = batch["file"]
         try:
             self.label(name)
-        except UserError as error:
-            return {"file": [name], "error": [str(error)]}
+        except (UserError, OSError, sqlite3.Error) as error:
+            return {"file": [name], "error": [f"{type(error).__name__}: {error}"]}
         return {"file": [name], "error": [""]}
 
     def label(self, name: str) -> None:
         (here, folder), (there, out) = location(self.source), location(self.target)
         local = LocalFileSystem()
         if isinstance(here, LocalFileSystem) and isinstance(there, LocalFileSystem):
-            label_file(self.classifier, self.run_dir, Path(folder, name), Path(out, name), *self.options)
+            if not Path(out, name).exists() or _cut_off(self.target, name):  # else done, by one that died thereafter
+                label_file(self.classifier, self.run_dir, Path(folder, name), Path(out, name), *self.options)
             return
         with tempfile.TemporaryDirectory() as scratch:
             taken, made = Path(scratch, "in", name), Path(scratch, "out", name)
@@ -102,6 +104,8 @@ class Labeller:
                 path.parent.mkdir(parents=True)
             copy_files(f"{folder}/{name}", str(taken), here, local)
             label_file(self.classifier, self.run_dir, taken, made, *self.options)
+            if there.get_file_info(f"{out}/{name}{REJECTED}").type is not FileType.NotFound:
+                there.delete_file(f"{out}/{name}{REJECTED}")  # of other rows
             for path in sorted(made.parent.iterdir(), reverse=True):  # rejected rows first: where a file is, all is
                 copy_files(str(path), f"{out}/{path.name}", local, there)
 
@@ -131,18 +135,31 @@ def parquet_files(folder: str, missing_ok: bool = False) -> list[str]:
     )
 
 
-def _check_run(target: str, run: list) -> None:
-    """Refuse a folder whose files another run labelled; else leave this one's name in it."""
+def _cut_off(target: str, name: str) -> bool:
+    """Whether labelling the file was killed while it cleaned up."""
     files, path = location(target)
-    files.create_dir(path)
-    content = json.dumps(run).encode()
-    place = f"{path}/{RUN}"
-    if files.get_file_info(place).type is FileType.NotFound:
-        with files.open_output_stream(place) as stream:
-            stream.write(content)
-    with files.open_input_stream(place) as stream:
-        if stream.read() != content:
-            raise UserError(f"{target}: was begun with another run or other options; name another folder")
+    return files.get_file_info(f"{path}/{name}.parts/manifest.json").type is FileType.File
+
+
+def _check_run(target: str, run: list, begun: bool) -> None:
+    """Refuse a folder whose files another run labelled; else leave this one's name in it.
+
+    Args:
+        begun: whether there are files in it.
+    """
+    files, path = location(target)
+    content, place = json.dumps(run).encode(), f"{path}/{RUN}"
+    try:
+        files.create_dir(path)
+        if not begun:
+            with files.open_output_stream(place) as stream:
+                stream.write(content)
+        with files.open_input_stream(place) as stream:
+            same = stream.read() == content
+    except OSError as error:
+        raise UserError(f"{target}: {place} cannot be written and read ({error}); name another folder") from error
+    if not same:
+        raise UserError(f"{target}: was begun with another run or other options; name another folder")
 
 
 def count(source: str, target: str, names: list[str]) -> tuple[int, int]:

@@ -58,8 +58,7 @@ class Classifier:
         """
         folder = Path(run_dir)
         result = runs.read_result(folder)
-        if not ((folder / "adapter_config.json").is_file() or (folder / "config.json").is_file()):
-            raise UserError(f"{folder}: holds no weights, as runs of train_linear.py do; take one of train_sft.py")
+        runs.check_weights(folder)
         recipe_path = [str(folder / "recipe.yaml"), *HERE]
         if (folder / "adapter_config.json").is_file():
             recipe = parse_recipe(recipe_path, RunArguments, SFTConfig, ModelConfig)
@@ -69,7 +68,7 @@ class Classifier:
             tokenizer = runs.load_tokenizer(str(folder), model_args.model_revision, training_args.chat_template_path)
             prompt = Prompt(recipe.task, tokenizer, training_args.max_length)
             model = runs.load_model(model_args, base, training_args.device, run_args.key_value_heads, folder)
-            if merge and model.dtype == torch.float32:
+            if merge and model.dtype == torch.float32 and not model_args.load_in_4bit:
                 model = model.merge_and_unload()
         else:
             recipe = parse_recipe(recipe_path, ClassifierArguments, TrainingArguments)

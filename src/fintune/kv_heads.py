@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 def shareable(queries: int, old: int, heads: int) -> bool:
     """Whether that many key-value heads can come of the `old` ones, each for as many query heads."""
-    return queries % heads == 0 and (heads % old == 0 or old % heads == 0)
+    return heads > 0 and queries % heads == 0 and (heads % old == 0 or old % heads == 0)
 
 
 @torch.no_grad()

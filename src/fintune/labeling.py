@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
 
@@ -117,11 +117,14 @@ def label_file(
             with closing(answers.database):
                 counts = _label_shards(table, answers, parts, spreadsheet_safe, stopped)
             _join(table, sorted(parts.glob("*.rows")), parts, target)
+            for path in sorted(parts.iterdir(), key=lambda path: path.name == "manifest.json"):
+                if path.name != "lock":
+                    path.unlink()
     except Timeout as error:
         raise UserError(f"{parts}: another run is writing it; wait for that one, or name another output") from error
-    for path in sorted(parts.iterdir(), key=lambda path: path.name == "manifest.json"):
-        path.unlink()
-    parts.rmdir()
+    with suppress(OSError):  # another one has come meanwhile
+        (parts / "lock").unlink(missing_ok=True)
+        parts.rmdir()
     return counts
 
 

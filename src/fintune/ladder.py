@@ -12,7 +12,7 @@ from pathlib import Path
 from fintune import machine
 from fintune.data import TaskData
 from fintune.recipe import read_layer
-from fintune.task import TASK_KEYS
+from fintune.task import TASK_KEYS, make_task
 from fintune.tiny import TINY
 
 import yaml
@@ -109,7 +109,10 @@ def same_recipe(folder: Path, layer: dict) -> bool:
     """Whether a finished run was trained as the layers say; paths and what a script adds by itself may differ."""
     apart = {*TASK_KEYS, "chat_template_path", "gradient_checkpointing"}
     ran = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
-    return {key: ran[key] for key in ran.keys() - apart} == {key: layer[key] for key in layer.keys() - apart}
+    tasks = [make_task({key: keys[key] for key in TASK_KEYS if key in keys}, str(folder)) for keys in (ran, layer)]
+    before, now = ((task.labels, task.class_weights, task.train_share) for task in tasks)
+    same = {key: ran[key] for key in ran.keys() - apart} == {key: layer[key] for key in layer.keys() - apart}
+    return same and before == now
 
 
 @dataclass
@@ -140,10 +143,10 @@ def run_all(work: list[Work], at_once: int = 1) -> list[str]:
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))
 
     def stop(signum, frame):
-        came.append(signum)
-        for child in running:  # a terminal's Ctrl-C reaches them by itself, and a second one would stop them at once
-            if signum == signal.SIGTERM:
+        if not came:  # a second one would stop a child in the middle of its save
+            for child in running:
                 child.send_signal(signum)
+        came.append(signum)
 
     before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
     started = time.monotonic()
@@ -175,7 +178,14 @@ def run_all(work: list[Work], at_once: int = 1) -> list[str]:
 def _start(one: Work, environment: dict) -> subprocess.Popen:
     if one.log is None:
         print(f"\nrun {one.name}: {' '.join(one.command[1:])}", flush=True)
-        return subprocess.Popen(one.command, env=environment)
+        return subprocess.Popen(one.command, env=environment, start_new_session=True)
     one.log.parent.mkdir(parents=True, exist_ok=True)
     with one.log.open("w") as log:
-        return subprocess.Popen(one.command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+        return subprocess.Popen(
+            one.command,
+            env=environment,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # signals come from `run_all` alone
+        )

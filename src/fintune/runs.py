@@ -355,6 +355,16 @@ def read_result(folder: Path) -> dict:
     return result
 
 
+def check_weights(folder: Path) -> None:
+    """Refuse a run that keeps none.
+
+    Raises:
+        UserError: it is one of train_linear.py.
+    """
+    if not ((folder / "adapter_config.json").is_file() or (folder / "config.json").is_file()):
+        raise UserError(f"{folder}: holds no weights, as runs of train_linear.py do; take one of train_sft.py")
+
+
 def calibration_of(result: dict) -> dict:
     """What confidences are calibrated by; a temperature of 1 for a run that was trained before they were."""
     return result.get("calibration") or {"temperature": 1.0}

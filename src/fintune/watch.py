@@ -155,7 +155,8 @@ def memory_advice(args: TrainingArguments, quantized: bool | None = None) -> Ite
         rows, steps = args.per_device_train_batch_size, args.gradient_accumulation_steps
         ways = []
         if rows > 1:
-            halved = f"--per_device_train_batch_size {-(-rows // 2)} --gradient_accumulation_steps {2 * steps}"
+            size, many = (rows // 2, 2 * steps) if rows % 2 == 0 else (1, rows * steps)
+            halved = f"--per_device_train_batch_size {size} --gradient_accumulation_steps {many}"
             ways.append(f"{halved} (the same rows an update)")
         if not args.gradient_checkpointing:
             ways.append("--gradient_checkpointing true (a third slower)")
