@@ -164,9 +164,7 @@ def push(folder: Path, repository: str) -> None:
             f"HF_TOKEN, or connect, and send it with `hf upload --private {repository} {folder}`"
         ) from error
     if not private:
-        raise UserError(
-            f"--push {repository}: is public; make it private first, or name another one; {folder} is whole"
-        )
+        raise UserError(f"--push {repository}: is public; make it private, or name another one; {folder} is whole")
     print(f"sent to {repository}, private")
 
 

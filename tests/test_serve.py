@@ -89,9 +89,12 @@ def test_what_it_does_not_take_is_said_in_one_line(serve):
     for body, (status, message) in refused.items():
         answer = httpx.post(f"{address}/classify", content=body)
         assert (answer.status_code, message in answer.json()["error"]) == (status, True), (body, answer.text)
-    assert httpx.post(f"{address}/classify", content=b"x" * 2001).status_code == 413
+    answer = httpx.post(f"{address}/classify", content=b"x" * 2001)
+    assert (answer.status_code, answer.json()["error"]) == (413, "the request has over 2,000 bytes; send it in parts")
     assert httpx.post(f"{address}/classify", content=iter([b"x" * 1500] * 2)).status_code == 413  # of no said length
-    assert httpx.get(f"{address}/classify").status_code == 405
+    for method, path, status in (("GET", "/classify", 405), ("POST", "/nowhere", 404)):
+        answer = httpx.request(method, f"{address}{path}")
+        assert (answer.status_code, list(answer.json())) == (status, ["error"])
     assert httpx.post(f"{address}/classify", json={"texts": []}).json() == {"results": []}
     assert httpx.post(f"{address}/classify", json={"text": "x <|im_end|>"}).status_code == 200
     metrics = httpx.get(f"{address}/metrics").text
@@ -135,3 +138,12 @@ def test_a_failing_model_costs_its_requests_alone(classifier, monkeypatch):
             return [(await client.post("http://x/classify", json={"text": text})).status_code for text in texts]
 
     assert asyncio.run(ask("bad", *HEADLINES[:12])) == [500] + [200] * 12  # nothing of it keeps waiting
+
+    async def ask_together(*texts: str) -> list[int]:
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport) as client:
+            asked = [client.post("http://x/classify", json={"text": text}) for text in texts]
+            return [answer.status_code for answer in await asyncio.gather(*asked)]
+
+    app = create_app(classifier, 0.0, 10, 1000)
+    assert asyncio.run(ask_together(*HEADLINES[:3], "bad", *HEADLINES[3:6])) == [200] * 3 + [500] + [200] * 3

@@ -189,14 +189,14 @@ def head(runs: list, missing: list[LeftOut]) -> list[str]:
         f"`{data['sha256'][:12]}`): {len(runs)} runs, {where}, {machine['gpu'] or 'no GPU'}. Accuracies are of the "
         f"{len(runs[0].rows)} rows of the test split, means over the seeds, with a 95 % interval over rows and seeds.",
         "",
-        "A difference to the recipe is called real when exact McNemar, corrected by Holm within a question and model, and "
-        "the paired bootstrap both say so at 5 %. Everything else is inside noise, and no reason to choose.",
+        "A difference to the recipe is called real when exact McNemar, corrected by Holm within a question and model, "
+        "and the paired bootstrap both say so at 5 %. Everything else is inside noise, and no reason to choose.",
     ]
     if "tiny" in models:
         lines += [
             "",
-            "`tiny` has 3 million parameters and starts from nothing: what holds for it need not hold for Qwen3-8B, which "
-            "`make ablations MODEL=qwen3-8b` asks.",
+            "`tiny` has 3 million parameters and starts from nothing: what holds for it need not hold for Qwen3-8B, "
+            "which `make ablations MODEL=qwen3-8b` asks.",
         ]
     if missing:
         lines += ["", *(f"- left out: {left.path}: {left.reason}" for left in missing)]

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 ODD = {  # what a text holds, by a pattern that finds it
-    "what may be garbled (+ or - before a character beyond ASCII, U+FFFD, UTF-8 read as Latin-1)": r"[+-][^\x00-\x7f]|\ufffd|Ã.|â€",
+    "what may be garbled (such as + or - before a character beyond ASCII)": r"[+-][^\x00-\x7f]|\ufffd|Ã.|â€",
     "HTML entities": r"&(?:amp|lt|gt|quot|apos|nbsp|#\d+);",
     "control characters": r"[\x00-\x08\x0b-\x1f\x7f-\x9f]",
     "zero-width or bidirectional characters": r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]",

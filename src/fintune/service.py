@@ -75,20 +75,25 @@ class Batcher:
             requests = [await self._queue.get()]
             while not self._queue.empty() and sum(len(texts) for texts, _ in requests) < AT_ONCE:
                 requests.append(self._queue.get_nowait())
-            texts = [text for texts, _ in requests for text in texts]
-            rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # each different text once
-            self.metrics.batch.observe(len(texts))
-            try:
-                score = self.classifier.__call__
-                _, scores = await asyncio.get_running_loop().run_in_executor(self._thread, score, list(rows))
-            except Exception as error:  # theirs alone: the service goes on, the server logs it
-                for _, answer in requests:
-                    answer.done() or answer.set_exception(error)
-            else:
-                for texts_of_one, answer in requests:
-                    answer.done() or answer.set_result(scores[[rows[text] for text in texts_of_one]])
-            finally:
-                self.waiting -= len(texts)
+            await self._score(requests)
+            self.waiting -= sum(len(texts) for texts, _ in requests)
+
+    async def _score(self, requests: list[tuple[list[str], asyncio.Future]]) -> None:
+        texts = [text for texts, _ in requests for text in texts]
+        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # each different text once
+        self.metrics.batch.observe(len(texts))
+        try:
+            score = self.classifier.__call__
+            _, scores = await asyncio.get_running_loop().run_in_executor(self._thread, score, list(rows))
+        except Exception as error:
+            if len(requests) == 1:  # the server logs it, and goes on
+                requests[0][1].done() or requests[0][1].set_exception(error)
+                return
+            for one in requests:  # one of them may be at fault, the others are not
+                await self._score([one])
+        else:
+            for texts_of_one, answer in requests:
+                answer.done() or answer.set_result(scores[[rows[text] for text in texts_of_one]])
 
 
 class Metrics:
@@ -127,9 +132,6 @@ def create_app(classifier: Classifier, least: float, most_waiting: int, max_body
             response = await answer(request)
             status = response.status_code
             return response
-        except HTTPException as error:  # 413, by Starlette
-            status = error.status_code
-            raise
         finally:
             metrics.requests.labels(status).inc()
             metrics.seconds.observe(time.perf_counter() - started)
@@ -137,7 +139,10 @@ def create_app(classifier: Classifier, least: float, most_waiting: int, max_body
     async def answer(request: Request) -> Response:
         try:
             async with asyncio.timeout(BODY_SECONDS):
-                asked = Asked.model_validate_json(await request.body())
+                content = await _body(request, max_body)
+            if content is None:
+                return _error(413, f"the request has over {max_body:,} bytes; send it in parts")
+            asked = Asked.model_validate_json(content)
         except TimeoutError:
             return _error(408, f"the request's body took over {BODY_SECONDS} seconds")
         except ClientDisconnect:
@@ -182,11 +187,30 @@ def create_app(classifier: Classifier, least: float, most_waiting: int, max_body
         batcher._thread.shutdown()
 
     routes = [
-        Route("/classify", classify, methods=["POST"], max_body_size=max_body),
+        Route("/classify", classify, methods=["POST"]),
         Route("/healthz", healthz),
         Route("/metrics", show_metrics),
     ]
-    return Starlette(routes=routes, lifespan=scoring)
+    said = {HTTPException: _refused, Exception: _failed}
+    return Starlette(routes=routes, lifespan=scoring, exception_handlers=said)
+
+
+async def _body(request: Request, most: int) -> bytes | None:
+    """The request's body; None where it is larger, without reading on."""
+    content = b""
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > most:
+            return None
+    return content
+
+
+async def _refused(request: Request, error: HTTPException) -> Response:
+    return _error(error.status_code, f"{request.method} {request.url.path}: {error.detail}", error.headers)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return _error(500, "the model failed on this request; the server's log says how")
 
 
 def _error(status: int, message: str, headers: dict[str, str] | None = None) -> JSONResponse:
