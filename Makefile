@@ -1,7 +1,7 @@
 # make train-sentiment | train-topic | train-<your task> | test | lint | dashboard
 # make baselines [TASKS="sentiment topic"] [ENCODER=/path/to/folder] runs every baseline that this machine can.
 # make compare sets the runs side by side: tables, paired tests, runs/report.html (ARGS="--readme README.md --wandb").
-# make ablations [MODEL=tiny] [SEEDS=3] asks the paper's open questions of a model and writes docs/ablations.md; stopped,
+# make ablations [MODEL=tiny] [SEEDS=1] asks the paper's open questions of a model and writes docs/ablations.md; stopped,
 # the same command goes on.
 # make torture tries faults of every kind and says what was lost; make mutants breaks the code and looks for a red test.
 # make audit TASK=topic looks for repeats, leaks and contradictions in a task's rows.
@@ -16,7 +16,7 @@ MODEL ?= auto
 ARGS ?=
 TASKS ?= sentiment topic
 ENCODER ?=
-SEEDS ?= 3
+SEEDS ?= 1
 TASK ?= sentiment
 RUN ?= runs/sentiment/tiny
 BIN := .venv/bin

@@ -1,6 +1,6 @@
 """The paper's open questions: each is a grid of configs/sweeps/, trained here or by W&B, and answered in docs/.
 
-    python ablations.py [neftune rank ...] [--model tiny] [--seeds 3]      # make ablations MODEL=tiny SEEDS=3
+    python ablations.py [neftune rank ...] [--model tiny] [--seeds 5]      # make ablations MODEL=tiny SEEDS=5
     python ablations.py --overlay rank-16 --seed 42 --model tiny           # one run, as `wandb agent` calls it
     python ablations.py --report                                           # docs/ablations.md from what is in runs/
 
@@ -108,7 +108,7 @@ def main(argv: list[str]) -> None:
     parser.add_argument("questions", nargs="*", help="names of YAMLs in configs/sweeps/; all of them without")
     parser.add_argument("--model", default="auto", help="in place of `auto` in the grids; auto looks at the machine")
     parser.add_argument("--task", help="in place of the grids' task")
-    parser.add_argument("--seeds", type=int, default=3, help="of a grid, at most")
+    parser.add_argument("--seeds", type=int, default=1, help="of a grid, at most")
     parser.add_argument("--encoder", help="a recipe of train_cls.py in place of bert-base, such as configs/x.yaml")
     parser.add_argument("--at-once", type=int, help="runs side by side; the cores on a CPU, 1 on a GPU without")
     parser.add_argument("--overlay", help="one run: stem of a YAML in configs/ablations/, or none")
