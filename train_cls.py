@@ -23,8 +23,6 @@ def main(argv: list[str]) -> None:
     task, (model_args, training_args) = recipe.task, recipe.args
     folder, base = Path(training_args.output_dir), model_args.model_name_or_path
     machine.check_fits(base, model_args.min_gpu_gib, training_args.use_cpu)
-    if training_args.process_index == 0:
-        claim(folder)
     tracking.prepare(recipe, training_args)
 
     # Rows, and the one function that turns them into token ids
@@ -40,6 +38,8 @@ def main(argv: list[str]) -> None:
     audit.check_leakage(task, data)
     print(f"data: {data.summary()}, {prompt.cut_texts} texts cut to {model_args.max_length} tokens")
     print(f"one row:\n{prompt.show(train_dataset[0])} -> {task.names[train_dataset[0]['labels']]}")
+
+    claim(folder, training_args.process_index)
 
     # The method: cross-entropy on the label, every weight trained, until validation accuracy stops rising
     trainer = Trainer(

@@ -25,14 +25,13 @@ def main(argv: list[str]) -> None:
     task, (run_args, training_args, model_args) = recipe.task, recipe.args
     folder, base = Path(training_args.output_dir), model_args.model_name_or_path
     machine.check_fits(base, run_args.min_gpu_gib, training_args.use_cpu)
-    if training_args.process_index == 0:
-        claim(folder)
     tracking.prepare(recipe, training_args)
 
     # Rows, and the one function that turns them into token ids
     with training_args.main_process_first():  # of several (accelerate launch) one downloads and builds
         data = load_data(task, allow_sample=base == TINY)
         if base == TINY:
+            claim(folder, training_args.process_index)
             base = build_tiny(folder / "staging/base", task, data.splits["train"]["text"], run_args, training_args)
     if data.source == "sample" and "--num_train_epochs" not in argv:
         training_args.num_train_epochs = run_args.sample_epochs or training_args.num_train_epochs
@@ -44,6 +43,8 @@ def main(argv: list[str]) -> None:
     audit.check_leakage(task, data)
     print(f"data: {data.summary()}, {prompt.cut_texts} texts cut to {training_args.max_length} tokens")
     print(f"one row, its trained tokens in ⟦⟧:\n{prompt.show(train_dataset[0])}")
+
+    claim(folder, training_args.process_index)
 
     # The method: SFTTrainer adds NEFTune's noise (neftune_noise_alpha), PEFT the adapter, scaled by alpha / sqrt(r)
     training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are ready: nothing to render, cut or drop

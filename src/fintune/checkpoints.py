@@ -44,12 +44,17 @@ class KeepCheckpoints(TrainerCallback):
 _claimed = {}  # folder -> lock, held as long as the process lives
 
 
-def claim(folder: Path) -> None:
-    """Keep any other process from training into a folder for as long as this one lives.
+def claim(folder: Path, process_index: int = 0) -> None:
+    """Keep any other run from training into a folder for as long as this process lives.
+
+    Args:
+        process_index: of several processes that train one model the first claims for all.
 
     Raises:
-        UserError: another one does.
+        UserError: another run has claimed it.
     """
+    if process_index > 0:
+        return
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder as output_dir")
     folder.mkdir(parents=True, exist_ok=True)
