@@ -212,7 +212,8 @@ def _matrix(group: Group) -> list[str]:
 
 
 def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
-    marks = ["---" if header in ("run", "model", "pair", "verdict", "") else "---:" for header in headers]
+    words = ("run", "model", "pair", "verdict", "variant", "fault", "must hold", "lost", "measured", "")
+    marks = ["---" if header in words else "---:" for header in headers]
     lines = ["| " + " | ".join(map(_escape, line)) + " |" for line in (headers, *rows)]
     return [lines[0], f"|{'|'.join(marks)}|", *lines[1:]]
 
