@@ -74,8 +74,13 @@ class Variant:
         return 2 * shape["num_hidden_layers"] * heads * shape["head_dim"] * 4
 
     @property
-    def seconds_an_update(self) -> float:
-        return self.cell.mean("training", "train_runtime") / self.cell.mean("training", "updates")
+    def seconds_an_update(self) -> float | None:
+        """None where every run was resumed: its seconds are those of its last part."""
+        trained = [run.result["training"] for run in self.cell.runs]
+        found = [
+            one["train_runtime"] / one["updates"] for one in trained if one.get("updates") and not one["resumed_from"]
+        ]
+        return float(np.mean(found)) if found else None
 
 
 def write(
@@ -210,7 +215,7 @@ def section(name: str, sweep: dict, variants: list[Variant], picture: Path) -> l
         "spread of the loss": lambda v: _form(v.late_losses, ".3f"),
         "gradient norm, median": lambda v: _form(np.median(v.log("grad_norm")) if v.log("grad_norm") else None, ".2f"),
         "largest": lambda v: _form(max(v.log("grad_norm"), default=None), ".1f"),
-        "s an update": lambda v: _form(v.seconds_an_update if v.log("grad_norm") else None, ".3f"),
+        "s an update": lambda v: _form(v.seconds_an_update, ".3f"),
     }
     if name == "rank":
         columns["scale of the adapter"] = lambda v: _form(v.scale, ".2f")
@@ -323,6 +328,8 @@ def dots(variants: list[Variant], axes, title: str, value, intervals: bool = Fal
     axes.set_yticks(where, [variant.label for variant in variants])
     axes.set_xlabel(title)
     axes.set_ylim(-0.6, len(variants) - 0.4)
+    if not intervals:
+        axes.set_xlim(left=0)
     axes.grid(alpha=0.3, axis="x")
 
 
@@ -371,7 +378,7 @@ def curves(variants: list[Variant], left, right) -> None:
                 kind = {"eval_loss": ", validation", "loss": ", training"}.get(key, "")
                 axes.plot(*zip(*curve, strict=True), style, color=colour, label=name + kind, linewidth=1.3)
     left.set(xlabel="epoch", ylabel="validation accuracy")
-    right.set(xlabel="epoch", ylabel="loss, nats a label token")
+    right.set(xlabel="epoch", ylabel="loss, nats a label token", yscale="log")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(fontsize=7)
