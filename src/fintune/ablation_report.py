@@ -212,7 +212,7 @@ def section(name: str, sweep: dict, variants: list[Variant], picture: Path) -> l
     headers = ["variant", "seeds", "accuracy (95 % interval)", "against the recipe, points"]
     columns = {
         "trained parameters": lambda v: short(v.cell.mean("model", "trained_parameters")),
-        "spread of the loss": lambda v: _form(v.late_losses, ".3f"),
+        "spread of the loss, nats": lambda v: _form(v.late_losses, ".3f"),
         "gradient norm, median": lambda v: _form(np.median(v.log("grad_norm")) if v.log("grad_norm") else None, ".2f"),
         "largest": lambda v: _form(max(v.log("grad_norm"), default=None), ".1f"),
         "s an update": lambda v: _form(v.seconds_an_update, ".3f"),
@@ -262,6 +262,8 @@ def verdict(variants: list[Variant]) -> str:
     real = [variant for variant in tested_ones if variant.pair.real]
     if not tested_ones:
         return "Nothing is compared here: the recipe itself was not run beside it."
+    if not real and len(tested_ones) == 1:
+        return f"{tested_ones[0].label} does not differ from the recipe by more than noise."
     if not real:
         return f"None of {len(tested_ones)} variants differs from the recipe by more than noise."
     many = len({variant.model for variant in variants}) > 1
@@ -290,18 +292,19 @@ def _form(number, form: str) -> str:
 
 
 def draw(name: str, sweep: dict, variants: list[Variant], path: Path) -> None:
-    figure, (left, right) = plt.subplots(1, 2, figsize=(10, 3.6), layout="constrained")
+    panels = 1 if name == "share" else 2
+    figure, axes = plt.subplots(1, panels, figsize=(4 + 3 * panels, 3.6), layout="constrained", squeeze=False)
+    left, right = axes[0, 0], axes[0, -1]
     if name == "epochs":
         curves(variants, left, right)
     elif name == "share":
         by_rows(variants, left)
-        right.axis("off")
     elif name == "rank":
         by_rank(variants, left, right)
     else:
         dots(variants, left, "accuracy", lambda v: v.cell.metric("accuracy"), intervals=True)
         title, value = {
-            "neftune": ("spread of the loss, last third of training", lambda v: v.late_losses),
+            "neftune": ("standard deviation of the loss, nats, last third", lambda v: v.late_losses),
             "kv-heads": ("key-value cache, bytes a token", lambda v: v.cache_bytes),
             "modules": ("trained parameters", lambda v: v.cell.mean("model", "trained_parameters")),
         }.get(name, ("seconds an update", lambda v: v.seconds_an_update))
@@ -362,6 +365,8 @@ def by_rows(variants: list[Variant], axes) -> None:
         axes.plot(rows, [v.cell.metric("accuracy") for v in mine], "o-", color=colour, label=model)
         axes.fill_between(rows, *zip(*(v.cell.interval for v in mine), strict=True), color=colour, alpha=0.12)
     axes.set_xscale("log")
+    axes.set_xticks(rows, [f"{count:,}" for count in rows])
+    axes.minorticks_off()
     axes.set(xlabel="training rows", ylabel="accuracy, with 95 % interval")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
