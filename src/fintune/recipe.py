@@ -133,7 +133,7 @@ def parse_recipe(argv: list[str], *dataclass_types: type) -> Recipe:
         parser.set_defaults(output_dir=f"runs/{task.task}/{name}")
     try:
         args = parser.parse_args_into_dataclasses(args=flags, look_for_args_file=False)
-    except (ValueError, ImportError) as error:
+    except (ValueError, TypeError, ImportError) as error:
         raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
     return Recipe(task=task, args=args, stated=stated, name=name)
 
