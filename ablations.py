@@ -19,8 +19,7 @@ from fintune.data import load_data
 from fintune.errors import UserError, run
 from fintune.kv_heads import shareable
 from fintune.ladder import Rung, Work, cannot_read, cannot_run, finished, run_all
-from fintune.recipe import read_layer
-from fintune.task import TASK_KEYS, make_task
+from fintune.recipe import read_layer, read_task
 
 import yaml
 
@@ -132,9 +131,7 @@ def main(argv: list[str]) -> None:
     work, skipped, data = [], 0, {}
     for one in points:
         if one.task not in data:
-            path = ROOT / f"data/{one.task}.yaml"
-            layer = {key: value for key, value in read_layer(path).items() if key in TASK_KEYS}
-            data[one.task] = load_data(make_task(layer, str(path)), allow_sample=True)
+            data[one.task] = load_data(read_task(ROOT / f"data/{one.task}.yaml"), allow_sample=True)
         rung, rows = Rung.of(one.recipe), data[one.task]
         reason = cannot_run(rung) or cannot_read(rung, rows) or one.unfit()
         reason = reason or finished(one.folder, one.merged(), rows)

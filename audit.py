@@ -12,16 +12,14 @@ from pathlib import Path
 from fintune import audit
 from fintune.data import load_data
 from fintune.errors import run
-from fintune.recipe import read_layer
-from fintune.task import TASK_KEYS, make_task
+from fintune.recipe import read_task
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", type=Path, help="a task's YAML")
     args = parser.parse_args(argv)
-    layer = {key: value for key, value in read_layer(args.task).items() if key in TASK_KEYS}
-    task = make_task(layer, str(args.task))
+    task = read_task(args.task)
     data = load_data(task, allow_sample=True)
     audit.show(task, audit.audit(task, data))
     audit.check_leakage(task, data)

@@ -13,9 +13,8 @@ from pathlib import Path
 from fintune import machine
 from fintune.data import load_data
 from fintune.prompt import IGNORE, Prompt
-from fintune.recipe import read_layer
+from fintune.recipe import read_task
 from fintune.scoring import Scorer, common_prefix, label_tree
-from fintune.task import TASK_KEYS, make_task
 from fintune.tiny import train_tokenizer
 from fintune.trainer import OneLine, OneLineTrainer
 
@@ -50,8 +49,7 @@ def random_model(shape: dict, device: str, dtype: str) -> PreTrainedModel:
 
 def setting(name: str, max_length: int = 360):
     """(prompt, data) of a task, with a vocabulary of up to 8,192 tokens trained on its own texts."""
-    path = ROOT / f"data/{name}.yaml"
-    task = make_task({key: value for key, value in read_layer(path).items() if key in TASK_KEYS}, str(path))
+    task = read_task(ROOT / f"data/{name}.yaml")
     data = load_data(task, allow_sample=True)
     tokenizer = train_tokenizer(task, data.splits["train"]["text"], 8192)
     tokenizer.chat_template = (ROOT / "templates/qwen3-chat.jinja").read_text()

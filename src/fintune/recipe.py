@@ -165,6 +165,11 @@ def read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
     return under | absolute_paths(layer, path.resolve().parent)
 
 
+def read_task(path: Path) -> Task:
+    """The task of a YAML, whatever else it states."""
+    return make_task({key: value for key, value in read_layer(path).items() if key in TASK_KEYS}, str(path))
+
+
 def _refuse_secret(key: str, where: str) -> None:
     if key in SECRETS:
         raise UserError(f"{where}: `{key}` is a secret; take it out and set it in the environment (HF_TOKEN)")
