@@ -4,6 +4,7 @@
 # make ablations [MODEL=tiny] [SEEDS=1] asks the paper's open questions of a model and writes docs/ablations.md; stopped,
 # the same command goes on.
 # make torture tries faults of every kind and says what was lost; make mutants breaks the code and looks for a red test.
+# make dependencies lists the licences of everything that is installed, and the vulnerabilities that are known of it.
 # make audit TASK=topic looks for repeats, leaks and contradictions in a task's rows.
 # make serve RUN=runs/sentiment/tiny [ARGS="--port 8000"] answers over HTTP with a trained run.
 # make bench measures training and scoring against the stock ways on this machine's CPU, 11 minutes; on a GPU run
@@ -22,7 +23,7 @@ RUN ?= runs/sentiment/tiny
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: help install ablations audit baselines bench compare serve test torture mutants lint dashboard
+.PHONY: help install ablations audit baselines bench compare serve test torture mutants lint dashboard dependencies
 
 help:
 	@sed -n '1,/^$$/s/^# //p' Makefile
@@ -34,20 +35,20 @@ train-%: $(READY)
 		$(BIN)/python train_sft.py data/$*.yaml $$recipe $(ARGS)
 
 baselines: $(READY)
-	@$(BIN)/python baselines.py $(TASKS) $(if $(ENCODER),--encoder $(ENCODER))
+	@$(BIN)/python baselines.py $(TASKS) $(if $(ENCODER),--encoder "$(ENCODER)")
 
 compare: $(READY)
 	@$(BIN)/python compare.py $(ARGS)
 
 ablations: $(READY)
-	@$(BIN)/python ablations.py --model $(MODEL) --seeds $(SEEDS) $(ARGS)
-	@$(BIN)/python ablations.py --report
+	@$(BIN)/python ablations.py --model $(MODEL) --seeds $(SEEDS) $(ARGS); status=$$?; [ $$status -gt 2 ] || \
+		$(BIN)/python ablations.py --report $(ARGS) && exit $$status
 
 audit: $(READY)
 	@$(BIN)/python audit.py data/$(TASK).yaml
 
 serve: $(READY)
-	$(BIN)/python serve.py $(RUN) $(ARGS)
+	$(BIN)/python serve.py "$(RUN)" $(ARGS)
 
 bench: $(READY)
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
@@ -64,6 +65,13 @@ mutants: $(READY)
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+dependencies: $(READY)
+	@$(PYTHON) -m venv .venv/audit
+	@.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 pip-licenses==5.5.5
+	@.venv/audit/bin/pip-licenses --python $(BIN)/python --format=markdown --output-file docs/licences.md
+	@.venv/audit/bin/pip-audit --progress-spinner off --path \
+		$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
 dashboard: $(READY)
 	@$(BIN)/python -m fintune.tracking

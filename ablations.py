@@ -19,7 +19,7 @@ from fintune.data import load_data
 from fintune.errors import UserError, run
 from fintune.kv_heads import shareable
 from fintune.ladder import Rung, Work, cannot_read, cannot_run, finished, run_all
-from fintune.recipe import read_layer, read_task
+from fintune.recipe import layered, read_layer, read_task
 
 import yaml
 
@@ -74,15 +74,15 @@ class Point:
     def command(self) -> list[str]:
         words = [str(ROOT / f"data/{self.task}.yaml"), *map(str, self.layers), "--output_dir", str(self.folder)]
         if self.seed is not None:
-            again = (self.folder / "metrics.json").exists()  # of another recipe or other rows: begin anew
-            words += ["--seed", str(self.seed), "--resume_from_checkpoint", "false" if again else "true"]
-        return [sys.executable, str(ROOT / Rung.of(self.recipe).script), *words]
+            words += ["--seed", str(self.seed)]
+        rung = Rung.of(self.recipe)
+        return [sys.executable, str(ROOT / rung.script), *words, *rung.flags(self.folder)]
 
     def merged(self) -> dict:
         """The keys that the run states, as its recipe.yaml will hold them."""
         layer = {}
         for path in (ROOT / f"data/{self.task}.yaml", *self.layers):
-            layer |= read_layer(path)
+            layer = layered(layer, read_layer(path))
         return layer | ({} if self.seed is None else {"seed": self.seed})
 
     def unfit(self) -> str | None:

@@ -3,7 +3,8 @@
     python baselines.py [sentiment topic ...] [--encoder folder]
 
 A recipe goes to the script that reads its keys. Finished runs are skipped, and so is what this machine cannot run,
-each with the reason; a run that fails does not stop the others. Exit code 1 when one failed.
+each with the reason; what was stopped goes on where it was; a run that fails does not stop the others. Exit code 1
+when one failed.
 """
 
 import argparse
@@ -11,7 +12,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fintune import machine
 from fintune.data import load_data
 from fintune.errors import UserError, run
 from fintune.ladder import Rung, Work, cannot_read, cannot_run, finished, run_all
@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
                 print(f"skip {task.task}/{rung.name}: {reason}")
                 skipped += 1
             else:
-                planned.append(Work(f"{task.task}/{rung.name}", command(path, rung)))
+                planned.append(Work(f"{task.task}/{rung.name}", command(path, rung, folder)))
 
     failed = run_all(planned)
     print(f"ladder: {len(planned) - len(failed)} trained, {skipped} skipped, {len(failed)} failed")
@@ -61,6 +61,8 @@ def ladder(encoder: Path | None) -> list[Rung]:
     if encoder:
         recipes.append(encoder_recipe(encoder))
     rungs = [Rung.of(recipe) for recipe in recipes]
+    if encoder and len({rung.name for rung in rungs}) < len(rungs):
+        raise UserError(f"--encoder {encoder}: a recipe is called {rungs[-1].name}; link to it by another name")
     rungs += [replace(rung, script="evaluate.py") for rung in rungs if rung.name in SFT and rung.model != TINY]
     order = ("train_linear.py", "train_cls.py", "evaluate.py", "train_sft.py")
     return sorted(rungs, key=lambda rung: (order.index(rung.script), rung.min_gpu_gib))
@@ -82,15 +84,12 @@ def encoder_recipe(folder: Path) -> Path:
     return recipe
 
 
-def command(path: Path, rung: Rung) -> list[str]:
+def command(path: Path, rung: Rung, folder: Path) -> list[str]:
     """The words that run a rung's script."""
     if rung.script == "evaluate.py":
         words = [rung.model, "--task", str(path), "--model_revision", rung.revision, "--dtype", "bfloat16"]
     else:
-        words = [str(path), str(rung.recipe)]
-    large = rung.script == "train_sft.py" and rung.min_gpu_gib >= 16  # 7 billion parameters and more
-    if large and machine.free_gpu_gib() < machine.LADDER[0][0]:
-        words += ["--gradient_checkpointing", "true"]
+        words = [str(path), str(rung.recipe), *rung.flags(folder)]
     return [sys.executable, str(ROOT / rung.script), *words]
 
 

@@ -43,20 +43,21 @@ def main(argv: list[str]) -> None:
         base, adapter = runs.base_of(folder, recipe.args[2]), folder
     task, (run_args, training_args, model_args) = recipe.task, recipe.args
     machine.check_fits(base, run_args.min_gpu_gib, training_args.use_cpu)
-    tracking.prepare(recipe, training_args)
 
     data = load_data(task, allow_sample=model_args.model_name_or_path == TINY)
     runs.check_same(folder, trained, data, base, model_args)
+    tracking.prepare(recipe, training_args)
     tokenizer = runs.load_tokenizer(str(adapter or base), model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(task, tokenizer, training_args.max_length)
     model = runs.load_model(model_args, base, training_args.device, run_args.key_value_heads, adapter)
+    model.requires_grad_(False)  # nothing is trained here
     temperature = trained.get("calibration", {}).get("temperature", 1.0)  # fitted when it was trained
     metrics, predictions = runs.evaluate_model(task, data, prompt, model, temperature, args.split)
 
     summary = trained.get("model") or runs.model_summary(model, base, model_args)
     result = runs.make_result(recipe, data, metrics, args.split, model=summary, training=trained.get("training"))
     result |= {
-        key: trained[key] for key in ("machine", "peak_memory_gib", "calibration") if key in trained
+        key: trained[key] for key in ("machine", "peak_memory_gib", "calibration", "files") if key in trained
     }  # those of the training
     suffix = ("" if args.split == "test" else f"-{args.split}") + ("-flags" if trained and flags else "")
     runs.save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe

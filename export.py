@@ -117,7 +117,8 @@ def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict
     licence = "Apache 2.0 (invented rows)" if invented else result["data"]["license"]
     figures = {"accuracy": test["accuracy"], "f1": test["macro_f1"], "matthews_correlation": test["mcc"]}
     base = result["model"]["base"]
-    local = base == TINY or Path(base).is_dir()  # a path would tell of this machine, and help nobody else
+    path = Path(base).is_absolute() or base.startswith((".", "~"))  # maybe of another machine
+    local = base == TINY or path or Path(base).is_dir()  # a path would tell of this machine, and help nobody else
     card_data = ModelCardData(
         model_name=result["name"],
         base_model=None if local else base,
@@ -160,7 +161,7 @@ def push(folder: Path, repository: str) -> None:
             hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload from fintune's export.py")
     except Exception as error:  # whatever the Hub or the network says: the folder stands
         raise UserError(
-            f"--push {repository}: {type(error).__name__}: {str(error).splitlines()[0]}; {folder} is whole: set "
+            f"--push {repository}: {type(error).__name__}: {' '.join(str(error).split())}; {folder} is whole: set "
             f"HF_TOKEN, or connect, and send it with `hf upload --private {repository} {folder}`"
         ) from error
     if not private:

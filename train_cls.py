@@ -9,13 +9,13 @@ from pathlib import Path
 
 from fintune import audit, classifier, machine, runs, tracking
 from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, claim, interruptible
-from fintune.classifier import ClassifierArguments, PlainText
+from fintune.classifier import ClassifierArguments, ClassifierTrainer, PlainText
 from fintune.data import load_data
 from fintune.errors import run
 from fintune.recipe import parse_recipe
 from fintune.watch import Watch, memory_advice
 
-from transformers import DataCollatorWithPadding, EarlyStoppingCallback, Trainer, TrainingArguments
+from transformers import DataCollatorWithPadding, EarlyStoppingCallback, TrainingArguments
 
 
 def main(argv: list[str]) -> None:
@@ -23,7 +23,7 @@ def main(argv: list[str]) -> None:
     task, (model_args, training_args) = recipe.task, recipe.args
     folder, base = Path(training_args.output_dir), model_args.model_name_or_path
     machine.check_fits(base, model_args.min_gpu_gib, training_args.use_cpu)
-    tracking.prepare(recipe, training_args)
+    machine.check_one_gpu(training_args.n_gpu)
 
     # Rows, and the one function that turns them into token ids
     with training_args.main_process_first():  # of several (accelerate launch) one downloads
@@ -40,20 +40,21 @@ def main(argv: list[str]) -> None:
     print(f"one row:\n{prompt.show(train_dataset[0])} -> {task.names[train_dataset[0]['labels']]}")
 
     claim(folder, training_args.process_index)
+    tracking.prepare(recipe, training_args)
 
     # The method: cross-entropy on the label, every weight trained, until validation accuracy stops rising
-    trainer = Trainer(
+    trainer = ClassifierTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_loss_func=classifier.weighted_loss(data.class_weights(task)),
+        compute_loss_func=classifier.loss_of(data.class_weights(task), training_args.label_smoothing_factor),
         compute_metrics=classifier.accuracy,
         preprocess_logits_for_metrics=classifier.label_logits,
     )
-    keeper = KeepCheckpoints(recipe.stated | {"data": data.sha256})
+    keeper = KeepCheckpoints(recipe.stated | {"data": data.sha256, "one row": prompt.show(train_dataset[0])})
     trainer.add_callback(keeper)
     trainer.add_callback(Watch(trainer))
     trainer.add_callback(EarlyStoppingCallback(model_args.early_stopping_patience))

@@ -59,13 +59,13 @@ def main(argv: list[str]) -> None:
     task, (linear_args,) = recipe.task, recipe.args
     folder = Path(linear_args.output_dir)
     claim(folder)
-    tracking.prepare(recipe, linear_args)
 
     # Rows
     data = load_data(task, allow_sample=True)
     train, validation, test = data.splits["train"], data.splits["validation"], data.splits["test"]
     print(*audit.lines(audit.audit(task, data)), sep="\n")
     audit.check_leakage(task, data)
+    tracking.prepare(recipe, linear_args)
     print(f"data: {data.summary()}")
 
     # The method: one fit for each C, the best on validation is kept

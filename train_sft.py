@@ -25,7 +25,7 @@ def main(argv: list[str]) -> None:
     task, (run_args, training_args, model_args) = recipe.task, recipe.args
     folder, base = Path(training_args.output_dir), model_args.model_name_or_path
     machine.check_fits(base, run_args.min_gpu_gib, training_args.use_cpu)
-    tracking.prepare(recipe, training_args)
+    machine.check_one_gpu(training_args.n_gpu)
 
     # Rows, and the one function that turns them into token ids
     with training_args.main_process_first():  # of several (accelerate launch) one downloads and builds
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> None:
         if base == TINY:
             claim(folder, training_args.process_index)
             base = build_tiny(folder / "staging/base", task, data.splits["train"]["text"], run_args, training_args)
-    if data.source == "sample" and "--num_train_epochs" not in argv:
+    if data.source == "sample":
         training_args.num_train_epochs = run_args.sample_epochs or training_args.num_train_epochs
     tokenizer = runs.load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(task, tokenizer, training_args.max_length)
@@ -45,6 +45,7 @@ def main(argv: list[str]) -> None:
     print(f"one row, its trained tokens in ⟦⟧:\n{prompt.show(train_dataset[0])}")
 
     claim(folder, training_args.process_index)
+    tracking.prepare(recipe, training_args)
 
     # The method: SFTTrainer adds NEFTune's noise (neftune_noise_alpha), PEFT the adapter, scaled by alpha / sqrt(r)
     training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are ready: nothing to render, cut or drop
@@ -58,7 +59,7 @@ def main(argv: list[str]) -> None:
         processing_class=tokenizer,
         peft_config=runs.peft_config(model_args),
     )
-    keeper = KeepCheckpoints(recipe.stated | {"data": data.sha256})
+    keeper = KeepCheckpoints(recipe.stated | {"data": data.sha256, "one row": prompt.show(train_dataset[0])})
     trainer.add_callback(keeper)
     trainer.add_callback(runs.ScoreValidation(trainer, prompt, data))
     trainer.add_callback(Watch(trainer, prompt, data))

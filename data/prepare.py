@@ -7,7 +7,6 @@ data/mine.yaml and templates/mine.jinja, for you to edit. Rows are left out only
 """
 
 import argparse
-import csv
 import io
 from collections import Counter, defaultdict
 from pathlib import Path
@@ -17,7 +16,7 @@ from fintune.data import load_data
 from fintune.errors import UserError, run
 from fintune.files import write_text
 from fintune.recipe import read_layer
-from fintune.tables import fault_of, kind_of
+from fintune.tables import fault_of, kind_of, write_csv
 from fintune.task import make_task
 
 import yaml
@@ -61,7 +60,7 @@ def main(argv: list[str]) -> None:
             f"such as {sorted(counts)[:3]}; 2 to {MOST_LABELS} with {FEWEST_ROWS} rows each make a task"
         )
     content = io.StringIO()
-    csv.writer(content, lineterminator="\n").writerows([("text", "label"), *rows])
+    write_csv(content, [("text", "label"), *rows])
     write_text(paths[0], content.getvalue())
     write_text(template, TEMPLATE.format(task=args.task))
     write_text(paths[1], task_text(args, counts, left_out))
@@ -109,7 +108,9 @@ def task_text(args: argparse.Namespace, counts: Counter, left_out: dict[str, lis
         "",
         "labels: # value in the file: what the model answers; the order is the label id",
     ]
-    scalars = {label: yaml.safe_dump(label, allow_unicode=True).removesuffix("...\n").strip() for label in counts}
+    scalars = {
+        label: yaml.safe_dump(label, allow_unicode=True, width=10**9).removesuffix("...\n").strip() for label in counts
+    }
     lines += [f"  {scalars[label]}: {scalars[label]} # {counts[label]:,} rows" for label in sorted(counts)]
     lines += ["", "files:", f"  all: {{path: {args.task}.csv, rows: {counts.total()}}}"]
     lines += ["", "split: {seed: 42, validation: 0.1, test: 0.1} # near-duplicates stay on one side"]

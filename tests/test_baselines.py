@@ -1,17 +1,23 @@
 """Baselines: every architecture through train_cls.py, linear models, and the ladder over all of them."""
 
 import json
+import os
+import signal
+from pathlib import Path
 
-from fintune import classifier, runs
+from fintune import classifier, machine, runs
+from fintune import ladder as ladder_module
+from fintune.checkpoints import KeepCheckpoints
 from fintune.classifier import ClassifierArguments, PlainText
-from fintune.errors import UserError
+from fintune.errors import Stopped, UserError
 from fintune.inference import Classifier
-from fintune.recipe import RunArguments, parse_recipe
+from fintune.recipe import RunArguments, layered, parse_recipe, read_layer
 
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, script
+from conftest import ROOT, SMALL, script
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     AutoModelForSequenceClassification,
@@ -150,7 +156,8 @@ def test_it_learns(task_folder, texts):
     """By its training loss, in nats from log(3): the toy's test rows may be of sentences that training never saw."""
     base = save_encoder(task_folder / "base", "bert", texts)
     flags = ["--num_train_epochs", "20", "--early_stopping_patience", "20", "--logging_steps", "1"]
-    script("train_cls").main(argv(base, *flags, "--learning_rate", "3e-3", "--per_device_train_batch_size", "8"))
+    flags += ["--learning_rate", "3e-3", "--per_device_train_batch_size", "8", "--seed", "3"]
+    script("train_cls").main(argv(base, *flags))
     log = json.loads((task_folder / "runs/toy/x/metrics.json").read_text())["training"]["log"]
     losses = [entry["loss"] for entry in log if "loss" in entry]
     assert losses[0] == pytest.approx(np.log(3), abs=0.2) and np.mean(losses[-10:]) < 0.4
@@ -214,6 +221,46 @@ def test_early_stopping_ends_and_keeps_the_best(task_folder, texts, monkeypatch)
     assert torch.equal(weights[0], best) and not torch.equal(weights[0], last)
 
 
+def test_an_encoder_stopped_within_an_epoch_goes_on_bit_for_bit(task_folder, texts, capsys):
+    """Rows of like length share a batch, in an order that a resumed epoch must find again."""
+    base = save_encoder(task_folder / "base", "bert", texts)
+    flags = ["--num_train_epochs", "4", "--per_device_train_batch_size", "8", "--output_dir"]
+    script("train_cls").main(argv(base, *flags, "whole"))
+
+    class StopAt(KeepCheckpoints):
+        def on_step_end(self, args, state, control, **kwargs):
+            if state.global_step == 25 and not self.signum:  # in the third epoch of 11 updates each
+                os.kill(os.getpid(), signal.SIGTERM)
+            super().on_step_end(args, state, control, **kwargs)
+
+    module = script("train_cls")
+    module.KeepCheckpoints = StopAt
+    with pytest.raises(Stopped, match="saved parts/checkpoint-25"):
+        module.main(argv(base, *flags, "parts"))
+    script("train_cls").main(argv(base, *flags, "parts", "--resume_from_checkpoint", "true"))
+    assert "resume: from parts/checkpoint-25" in capsys.readouterr().out
+    logs = []
+    for run in ("whole", "parts"):
+        result = json.loads((task_folder / run / "metrics.json").read_text())
+        logs.append([(e["epoch"], e["eval_loss"]) for e in result["training"]["log"] if "eval_loss" in e])
+    assert logs[0] == logs[1] and len(logs[0]) == 4
+    whole, parts = (load_file(task_folder / run / "model.safetensors") for run in ("whole", "parts"))
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_accumulated_micro_batches_are_one_batch(task_folder, texts):
+    """The models' own losses are means of a micro-batch, and their sum would be twice as large."""
+    base = save_encoder(task_folder / "base", "bert", texts)
+    flags = ["--num_train_epochs", "1", "--logging_steps", "1", "--eval_strategy", "epoch", "--output_dir"]
+    losses = []
+    for size, micro in ((16, 1), (8, 2)):
+        words = ["--per_device_train_batch_size", str(size), "--gradient_accumulation_steps", str(micro)]
+        script("train_cls").main(argv(base, *flags, f"by-{size}", *words, "--train_sampling_strategy", "sequential"))
+        log = json.loads((task_folder / f"by-{size}/metrics.json").read_text())["training"]["log"]
+        losses.append([entry["loss"] for entry in log if "loss" in entry])
+    assert losses[0][0] == pytest.approx(losses[1][0], rel=0.05)  # dropout differs
+
+
 @pytest.mark.parametrize("template", ["$A", "</s> $A", "$A </s> </s>"])
 def test_t5_without_one_end_token_at_the_end_is_refused(template, task_folder, texts):
     base = save_encoder(task_folder / "base", "t5", texts, template)
@@ -254,8 +301,9 @@ def test_probabilities_do_not_depend_on_the_batch(task_folder, texts):
     base = save_encoder(task_folder / "base", "bert", texts)
     _, _, tokenizer, model = parsed(base)
     prompt = PlainText(tokenizer, model.config, 100)
-    together = classifier.probabilities(model, prompt, [*texts[:9], "up"])
-    alone = np.concatenate([classifier.probabilities(model, prompt, [text]) for text in [*texts[:9], "up"]])
+    mixed = ["up", *texts[:9], f"{texts[9]} {texts[10]}"]  # neither in the order of their lengths nor against it
+    together = classifier.probabilities(model, prompt, mixed)
+    alone = np.concatenate([classifier.probabilities(model, prompt, [text]) for text in mixed])
     assert together == pytest.approx(alone, abs=1e-6) and together.sum(axis=1) == pytest.approx(1)
 
 
@@ -307,8 +355,8 @@ def ladder(task_folder, monkeypatch):
     module = script("baselines")
     monkeypatch.setattr(module, "ROOT", task_folder)
     monkeypatch.setattr(module, "SFT", ())
-    monkeypatch.setattr(module.machine, "free_gpu_gib", lambda: 0.0)
-    monkeypatch.setattr(module.machine, "hub_reachable", lambda: False)
+    monkeypatch.setattr(machine, "free_gpu_gib", lambda: 0.0)
+    monkeypatch.setattr(machine, "hub_reachable", lambda: False)
     for name in ("train_linear", "train_cls", "train_sft"):
         (task_folder / f"{name}.py").symlink_to(ROOT / f"{name}.py")
     recipes = task_folder / "configs/baselines"
@@ -352,6 +400,45 @@ def test_ladder_takes_a_local_encoder(ladder, task_folder, texts):
     assert "no safetensors" in ladder.cannot_run(rung)
     with pytest.raises(UserError, match=r"no config\.json"):
         ladder.ladder(task_folder / "data")
+    (task_folder / "away").mkdir()
+    base.rename(task_folder / "away/bert-base")
+    with pytest.raises(UserError, match="a recipe is called bert-base"):  # both would train into one folder
+        ladder.ladder(task_folder / "away/bert-base")
+
+
+def test_a_stopped_rung_goes_on_and_a_finished_one_begins_anew(task_folder):
+    rung, folder = ladder_module.Rung.of(task_folder / "small.yaml"), task_folder / "run"
+    assert rung.flags(folder) == ["--resume_from_checkpoint", "false"]
+    (folder / "checkpoint-3").mkdir(parents=True)
+    (folder / "checkpoint-3/manifest.json").write_text("{}")
+    assert rung.flags(folder) == ["--resume_from_checkpoint", "true"]
+    (folder / "metrics.json").write_text("{}")
+    os.utime(folder / "checkpoint-3/manifest.json", (1, 1))
+    assert rung.flags(folder) == ["--resume_from_checkpoint", "false"]
+
+
+def test_a_finished_run_of_another_template_is_not_finished(task_folder):
+    script("train_sft").main(["data/toy.yaml", "small.yaml", *SMALL, "--seed", "3"])
+    folder = task_folder / "runs/toy/small-seed3"
+    layer = read_layer(Path("data/toy.yaml")) | layered(read_layer(Path("small.yaml")), {"num_train_epochs": 1})
+    layer["seed"] = 3
+    assert ladder_module.same_recipe(folder, layer)
+    (task_folder / "templates/toy.jinja").write_text("Up or down? {{ labels | join('; ') }}\n{{ text }} /no_think")
+    assert not ladder_module.same_recipe(folder, layer)
+
+
+def test_an_encoder_with_other_weights_is_refused(task_folder, texts):
+    base = save_encoder(task_folder / "base", "bert", texts)
+    script("train_cls").main(argv(base))
+    run = task_folder / "runs/toy/x"
+    weights = {key.replace("query", "quarry"): value for key, value in load_file(run / "model.safetensors").items()}
+    save_file(weights, run / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"model\.safetensors: not what was saved"):
+        Classifier.from_pretrained(run)
+    result = json.loads((run / "metrics.json").read_text())
+    (run / "metrics.json").write_text(json.dumps(result | {"files": {}}))
+    with pytest.raises(UserError, match=r"its weights lack bert\.encoder.*query"):
+        Classifier.from_pretrained(run)
 
 
 def test_every_baseline_goes_to_the_script_that_parses_it(monkeypatch):

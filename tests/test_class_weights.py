@@ -62,10 +62,10 @@ def test_a_classifiers_loss_is_the_weighted_sum_of_its_rows_losses():
     logits, labels, weights = torch.randn(5, 3), torch.tensor([0, 2, 2, 1, 0]), [0.5, 1.0, 2.5]
     rows = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     expected = (rows * torch.tensor(weights)[labels]).sum()
-    loss, outputs = classifier.weighted_loss(weights), SequenceClassifierOutput(logits=logits)
+    loss, outputs = classifier.loss_of(weights), SequenceClassifierOutput(logits=logits)
     torch.testing.assert_close(loss(outputs, labels), expected / 5)
     torch.testing.assert_close(loss(outputs, labels, num_items_in_batch=torch.tensor(15)), expected / 15)
-    assert classifier.weighted_loss(None) is None
+    torch.testing.assert_close(classifier.loss_of(None)(outputs, labels, torch.tensor(15)), rows.sum() / 15)
 
 
 def test_an_overlay_turns_them_on_and_padded_refuses_them(task_folder):

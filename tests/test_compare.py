@@ -278,8 +278,11 @@ def test_results_that_are_not_whole_yet(tmp_path):
     write_run(tmp_path / "old/staging", {1, 2})  # killed while the second result was written
     (tmp_path / "training/checkpoint-20").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
+    write_run(tmp_path / "names/checkpoint-500", {1}, name="checkpoint-500")  # runs of models that are called so
+    write_run(tmp_path / "names/base", {1}, name="base")
+    (tmp_path / "loop").symlink_to(tmp_path)
     [group], left_out = compare_runs(tmp_path)
-    assert [run.path for run in group.runs] == ["old"]
+    assert sorted(run.path for run in group.runs) == ["names/base", "names/checkpoint-500", "old"]
     assert [left.path for left in left_out] == ["old/staging", "training"]
 
 

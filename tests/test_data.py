@@ -2,12 +2,17 @@
 
 import hashlib
 import os
+import shutil
+import threading
 from collections import Counter
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+from fintune import data as data_module
 from fintune.data import load_data, near_duplicates, normalise
 from fintune.errors import UserError
-from fintune.task import absolute_paths, make_task
+from fintune.task import DataFile, absolute_paths, make_task
 
 import pytest
 import yaml
@@ -44,7 +49,7 @@ def test_more_rows_move_few_of_the_others(task_folder):
     assert sum(after[text] != split for text, split in before.items()) <= 4
 
 
-def test_near_duplicates_stay_on_one_side(task_folder):
+def test_near_duplicates_stay_on_one_side(task_folder, monkeypatch):
     texts = [
         f"Company {name} said that its operating profit rose to EUR {number} mn from EUR {number + 3} mn a year ago"
         for name in ("Alder", "Birch", "Cedar", "Elm", "Fir", "Hazel", "Larch", "Maple")
@@ -53,6 +58,11 @@ def test_near_duplicates_stay_on_one_side(task_folder):
     clusters = near_duplicates(texts)
     assert len(set(clusters)) == 1  # one sentence, other names and numbers
     assert len(set(near_duplicates(["profit rose", "Profit ROSE! https://x.y/z", "a merger", "x"]))) == 3
+    toy = [line.rpartition(",")[0] for line in (task_folder / "data/toy.csv").read_text().splitlines()[1:]]
+    whole = near_duplicates(toy)
+    assert 3 < len(set(whole)) < 108
+    monkeypatch.setattr(data_module, "BLOCK", 7)
+    assert (near_duplicates(toy) == whole).all()
     lines = [f"{text},{('Up', 'Down')[i % 2]}" for i, text in enumerate(texts)]
     base = (task_folder / "data/toy.csv").read_text()
     write_rows(task_folder, base + "\n".join(lines) + "\n")
@@ -204,3 +214,53 @@ def test_the_real_files_are_read_whole(monkeypatch, name, rows, leaked):
     data = load_data(make_task(absolute_paths(yaml.safe_load(path.read_text()), path.parent), str(path)))
     assert sum(map(len, data.splits.values())) == rows
     assert data.clean.count(False) == leaked
+
+
+def test_what_the_hub_sends_wrongly_is_fetched_again_and_never_trained_on(task_folder, monkeypatch):
+    """A Hub of our own: other bytes once, an error once, other bytes always."""
+    content = (task_folder / "data/toy.csv").read_bytes()
+    other = content.replace(b"dividend", b"DIVIDEND")
+    answers, asked = [], []
+
+    class Hub(BaseHTTPRequestHandler):
+        def do_GET(self):
+            asked.append(self.command)
+            status, body = (200, content) if self.command == "HEAD" else answers[0]
+            if self.command == "GET" and len(answers) > 1:
+                answers.pop(0)
+            self.send_response(status)
+            for key, value in {"X-Repo-Commit": "0" * 40, "ETag": '"1"', "Content-Length": len(body)}.items():
+                self.send_header(key, str(value))
+            self.end_headers()
+            self.wfile.write(b"" if self.command == "HEAD" else body)
+
+        do_HEAD = do_GET
+
+        def log_message(self, *args):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    url = f"http://127.0.0.1:{server.server_port}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    monkeypatch.setattr("huggingface_hub.constants.HUGGINGFACE_CO_URL_TEMPLATE", url)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(task_folder / "cache"))
+    monkeypatch.setattr(data_module, "hub_reachable", lambda: True)
+    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    file = DataFile("toy.csv", sha256=hashlib.sha256(content).hexdigest())
+    task = replace(task_of(task_folder), hub="me/data", revision="0" * 40, files={"all": file})
+    try:
+        answers[:] = [(200, other), (500, b"no"), (200, content)]
+        assert sum(load_data(task).summary()["rows"].values()) == 108
+        assert asked.count("GET") == 3
+        shutil.rmtree(task_folder / "cache")
+        answers[:] = [(200, other)]
+        with pytest.raises(UserError, match=r"me/data/toy.csv: SHA-256 is .* \(fetched three times\)"):
+            load_data(task, allow_sample=True)
+        answers[:] = [(403, b"no")]
+        shutil.rmtree(task_folder / "cache")
+        with pytest.raises(UserError, match=r"the Hub does not give me/data .*status 403"):
+            load_data(task, allow_sample=True)
+    finally:
+        server.shutdown()

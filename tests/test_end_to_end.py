@@ -96,8 +96,10 @@ def test_the_adapter_is_rank_stabilised_and_every_part_moves(task_folder, train)
     assert torch.equal(head, model.get_base_model().get_input_embeddings().weight)  # still tied
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(task_folder, train):
-    """Noise, dropout and rsLoRA on, stopped in the middle of an epoch by a signal, bit for bit."""
+def test_a_resumed_run_equals_an_uninterrupted_one(task_folder, train, capsys):
+    """Noise, dropout and rsLoRA on, stopped in the middle of an epoch by a signal, bit for bit; labels are numbers."""
+    numbers = "task: toy\nlabels: {0: Up, 1: Up or down, 2: Down}\nfiles: {all: toy.csv}\n"  # text once in a manifest
+    (task_folder / "data/toy.yaml").write_text(numbers)
     flags = ["--num_train_epochs", "2", "--save_strategy", "epoch", "--learning_rate", "1e-3"]
     train([*TOY, *flags, "--output_dir", "whole"])
 
@@ -117,6 +119,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(task_folder, train):
     assert (task_folder / "parts/checkpoint-5/manifest.json").is_file()
     assert not (task_folder / "parts/metrics.json").exists()
     train([*TOY, *flags, "--output_dir", "parts", "--resume_from_checkpoint", "true"])
+    assert "resume: from parts/checkpoint-5" in capsys.readouterr().out
     assert same(trained(task_folder / "whole"), trained(task_folder / "parts"))
     figures = [json.loads((task_folder / run / "metrics.json").read_text()) for run in ("whole", "parts")]
     assert figures[0]["test"]["log_loss"] == figures[1]["test"]["log_loss"]

@@ -9,6 +9,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 from fintune.errors import UserError
+from fintune.files import sha256
 from fintune.inference import Classifier
 
 import huggingface_hub
@@ -92,6 +93,9 @@ def test_a_run_in_4_bits_is_exported_without_rounding_twice(tmp_path, monkeypatc
     run = tmp_path / "runs/toy/small"
     with (run / "recipe.yaml").open("a") as recipe:  # as it would read, trained on a GPU
         recipe.write("load_in_4bit: true\nbnb_4bit_quant_type: nf4\n")
+    result = json.loads((run / "metrics.json").read_text())
+    result["files"]["recipe.yaml"] = sha256(run / "recipe.yaml")
+    (run / "metrics.json").write_text(json.dumps(result))
     assert Classifier.from_pretrained(run, merge=False).model.get_base_model().is_quantized
     script("export").main([str(run), str(tmp_path / "plain")])
     assert float(re.search(r"256 of 256 labels equal, probabilities to (\S+)", capsys.readouterr().out)[1]) < 1e-3

@@ -62,6 +62,7 @@ TITLES = [
     "losses of Oak widened, much",
     'a "quoted" title',
     "né 🙂 עברית",
+    "a lone\rcarriage return",
 ]
 
 
@@ -73,7 +74,7 @@ def test_csv_keeps_every_column_and_its_characters(label, tmp_path, classifier):
         with opener(tmp_path / name, "wb") as file:
             file.write(b"\xef\xbb\xbf" + content.getvalue().encode())
         counts, target = label(tmp_path / name, f"{name[0]}-out")
-        assert counts == (6, 0)
+        assert counts == (7, 0)
         with opener(target, "rt", encoding="utf-8", newline="") as file:
             header, *found = csv.reader(file)
         assert header == ["id", "title", "note", *NEW]
@@ -88,7 +89,7 @@ def test_jsonl_and_parquet_round_trip(label, tmp_path):
     rows = [{"title": title, "n": 2**60 + i, "more": {"a": [1, None]}} for i, title in enumerate(TITLES)]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     counts, target = label(tmp_path / "in.jsonl")
-    assert counts == (6, 0)
+    assert counts == (7, 0)
     found = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
     assert [{key: row[key] for key in ("title", "n", "more")} for row in found] == rows
     assert list(found[0])[3:] == NEW
@@ -96,7 +97,7 @@ def test_jsonl_and_parquet_round_trip(label, tmp_path):
     table = pa.Table.from_pylist(rows).append_column("kind", pa.array(TITLES).dictionary_encode())
     pq.write_table(table, tmp_path / "in.parquet", row_group_size=2)
     counts, target = label(tmp_path / "in.parquet")
-    assert counts == (6, 0)
+    assert counts == (7, 0)
     found_table = pq.read_table(target)
     assert found_table.select(table.column_names).equals(table)
     assert [row["label"] for row in found] == found_table["label"].to_pylist()
@@ -179,18 +180,25 @@ def test_spreadsheets_get_no_formula_on_request(label, tmp_path):
 
 
 def test_repeated_texts_are_scored_once_also_across_shards(label, tmp_path, classifier, monkeypatch):
-    monkeypatch.setattr(labeling, "SHARD", 3)
+    monkeypatch.setattr(labeling, "SHARD", 30)
     asked = []
     inner = classifier._model_probabilities
     monkeypatch.setattr(classifier, "_model_probabilities", lambda texts: asked.extend(texts) or inner(texts))
-    (tmp_path / "in.csv").write_text("title\n" + "".join(f"news {i % 4}\n" for i in range(10)))
-    assert label(tmp_path / "in.csv")[0] == (10, 0)
-    assert sorted(asked) == ["news 0", "news 1", "news 2", "news 3"]
+    texts = [f"{i % 100} for Alder" for i in range(250)]
+    (tmp_path / "in.csv").write_text("title\n" + "\n".join(texts) + "\n")
+    counts, target = label(tmp_path / "in.csv")
+    assert counts == (250, 0)
+    assert sorted(asked) == sorted(set(texts))
+    own = dict(zip(texts[:100], classifier(texts[:100])[1].max(axis=1), strict=True))
+    assert len({round(confidence, 5) for confidence in own.values()}) > 90  # so each row's answer tells its text
+    with target.open(newline="") as file:
+        for row in csv.DictReader(file):
+            assert float(row["confidence"]) == pytest.approx(own[row["title"]], abs=1e-6)
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(run_dir, tmp_path, label):
     random.seed(0)
-    lines = [f"{i},{random.choice(TITLES[3:])[:9]} number {i % 900}" if i % 7 else f"{i}," for i in range(6000)]
+    lines = [f"{i},{random.choice(TITLES[3:6])[:9]} number {i % 900}" if i % 7 else f"{i}," for i in range(6000)]
     (tmp_path / "in.csv").write_text("id,title\n" + "\n".join(lines) + "\n")
     code = "import runpy, sys; from fintune import labeling; labeling.SHARD = 200; "
     code += f"sys.argv[0] = 'predict.py'; runpy.run_path({str(ROOT / 'predict.py')!r}, run_name='__main__')"

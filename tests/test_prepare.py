@@ -21,6 +21,7 @@ ROWS = [
     for number, text in enumerate(texts)
     for company in COMPANIES
 ]
+ODD = [{"title": f"{row['title']}\r!", "tone": "up"} for row in ROWS[:18]]  # a label of other case, a lone return
 BAD = [{"title": "", "tone": "Up"}, {"title": "no label", "tone": ""}, {"title": "rare", "tone": "Sideways"}]
 
 
@@ -41,11 +42,11 @@ def write(path, kind: str):
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, ["title", "tone"])
             writer.writeheader()
-            writer.writerows([*ROWS, *BAD])
+            writer.writerows([*ROWS, *ODD, *BAD])
     elif kind == "jsonl":
-        path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, *BAD]))
+        path.write_text("".join(json.dumps(row) + "\n" for row in [*ROWS, *ODD, *BAD]))
     else:
-        pq.write_table(pa.Table.from_pylist([*ROWS, *BAD]), path)
+        pq.write_table(pa.Table.from_pylist([*ROWS, *ODD, *BAD]), path)
     return str(path)
 
 
@@ -62,9 +63,9 @@ def test_a_file_becomes_a_task(kind, prepare, tmp_path, capsys):
     assert "  Up or down: Up or down # 36 rows" in yaml_text
     task = make_task(read_layer(tmp_path / "data/mine.yaml"), "mine.yaml")
     data = load_data(task)
-    assert sum(data.summary()["rows"].values()) == len(ROWS)
+    assert sum(data.summary()["rows"].values()) == len(ROWS) + len(ODD)
     found = {(row["text"], task.names[row["label"]]) for split in data.splits.values() for row in split}
-    assert found == {(row["title"], row["tone"]) for row in ROWS}
+    assert found == {(row["title"], row["tone"]) for row in [*ROWS, *ODD]}
     with pytest.raises(UserError, match=r"mine\.csv: is there already"):
         prepare(flags)
     prepare([*flags, "--force"])

@@ -112,7 +112,11 @@ MISTAKES = {
     "extends itself": ("extends: over.yaml", "cannot extend itself"),
     "extends nothing": ("extends: gone.yaml", "gone.yaml: no such recipe file"),
     "python object": ("learning_rate: !!python/object/apply:os.system ['touch hacked']", "no valid YAML"),
+    "a day that is none": ("run_name: 2020-02-30", "no valid YAML"),
+    "a tag that fits nothing": ("a: !!int x", "no valid YAML"),
+    "extends no path": ('extends: "\\0"', "cannot be read|no such recipe file"),
     "Hugging Face's own refusal": ("eval_strategy: sometimes", "sometimes"),
+    "a file that Hugging Face lacks": ("accelerator_config: gone.json", "gone.json"),
 }
 
 
@@ -132,6 +136,7 @@ def test_mistakes_in_a_recipe_are_named(task_folder, text, message):
             "unknown argument --learning_rat; .* --learning_rate",
         ),
         (["data/toy.yaml", "small.yaml", "--lora_r", "x"], "--lora.r: invalid int value: 'x'"),
+        (["data/toy.yaml", "small.yaml", "--hf_token=hf_abc"], "unknown argument --hf_token; (?!.*hf_abc)"),
         (["data/toy.yaml", "gone.yaml"], "gone.yaml: no such recipe file"),
         (["data/toy.yaml", "small.yaml", "--hub_token", "hf_x"], "command line: `hub_token` is a secret"),
         (["small.yaml"], "no `task` in any layer"),

@@ -98,7 +98,8 @@ def write(
     """
     found, left_out = read_runs(runs)
     found, others = of_the_same_rows([run for run in found if run.study])
-    left_out += others
+    found, more = of_the_same_recipe(found, runs)
+    left_out += others + more
     sections, seen = [], {}
     for name, sweep in sweeps.items():
         parameters = sweep["parameters"] | ({"task": {"value": task}} if task else {})
@@ -131,6 +132,18 @@ def of_the_same_rows(runs: list) -> tuple[list, list[LeftOut]]:
                 kept.append(run)
             else:
                 left_out.append(LeftOut(run.path, "other rows than most of this task's ablations"))
+    return kept, left_out
+
+
+def of_the_same_recipe(runs: list, folder: Path) -> tuple[list, list[LeftOut]]:
+    """Of each name the runs of the recipe that was run last: seeds are pooled of one alone. The others by name."""
+    kept, left_out = [], []
+    for key in dict.fromkeys((run.result["task"], run.name) for run in runs):
+        mine = [run for run in runs if (run.result["task"], run.name) == key]
+        latest = max(mine, key=lambda run: (folder / run.path / "metrics.json").stat().st_mtime).cell_key
+        kept += [run for run in mine if run.cell_key == latest]
+        why = "another recipe than the latest run of that name"
+        left_out += [LeftOut(run.path, why) for run in mine if run.cell_key != latest]
     return kept, left_out
 
 
@@ -183,15 +196,22 @@ def tested(variants: list[Variant], base: list | None) -> list[Variant]:
 def head(runs: list, missing: list[LeftOut]) -> list[str]:
     first = runs[0].result
     models = ", ".join(sorted({f"`{base_name(run.result)}`" for run in runs}))
-    machine, data = first["machine"], first["data"]
-    where = f"{machine['processor']}, {machine['cores']} core{'s' * (machine['cores'] > 1)} a run"
+    data, machines = first["data"], [run.result["machine"] for run in runs]
+    where = " and ".join(
+        sorted(
+            {
+                f"{one['processor']}, {one['cores']} core{'s' * (one['cores'] > 1)} a run, {one['gpu'] or 'no GPU'}"
+                for one in machines
+            }
+        )
+    )
     lines = [
         "# Ablations",
         "",
         "<!-- written by `ablations.py --report` from runs/; what is typed here is lost -->",
         "",
         f"The paper's open questions, asked of {models} on {first['task']} ({data['source']} data, SHA-256 "
-        f"`{data['sha256'][:12]}`): {len(runs)} runs, {where}, {machine['gpu'] or 'no GPU'}. Accuracies are of the "
+        f"`{data['sha256'][:12]}`): {len(runs)} runs, {where}. Accuracies are of the "
         f"{len(runs[0].rows)} rows of the test split, means over the seeds, with a 95 % interval over rows and seeds.",
         "",
         "A difference to the recipe is called real when exact McNemar, corrected by Holm within a question and model, "

@@ -24,7 +24,9 @@ class KeepCheckpoints(TrainerCallback):
     """Writes a manifest of every file's hash last, and turns a signal into a checkpoint after the current update."""
 
     def __init__(self, recipe: dict):
-        self.recipe, self.signum = recipe, None
+        plain = str | int | float | None  # what JSON gives back as it was: of other keys the text is kept
+        self.recipe = {key: value if isinstance(value, plain) else repr(value) for key, value in recipe.items()}
+        self.signum = None
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:  # a signal reaches the processes at different updates, and all must save the same one
@@ -32,12 +34,20 @@ class KeepCheckpoints(TrainerCallback):
         if self.signum:
             control.should_save = control.should_training_stop = True
 
+    on_evaluate = on_step_end  # which comes before the save of the same update
+
+    def on_epoch_end(self, args, state, control, **kwargs):
+        if self.signum and state.epoch % 1:  # stopped within the epoch, and saved as it was there
+            control.should_evaluate = control.should_save = False
+
     def on_save(self, args, state, control, **kwargs):
         PartialState().wait_for_everyone()  # each process writes the state of its own random numbers
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        for name in (MANIFEST, f"{MANIFEST}.part"):  # of an earlier save of the same update
+            files.pop(name, None)
         write_json(folder / MANIFEST, {"step": state.global_step, "recipe": self.recipe, "sha256": files})
 
 
@@ -91,7 +101,8 @@ def interruptible(trainer: Trainer, keeper: KeepCheckpoints) -> Iterator[None]:
         if handle is not None and handle.id in handle.hooks_dict_ref():
             deactivate_neftune(trainer.model, handle, trainer.accelerator)
     if keeper.signum:
-        raise Stopped(keeper.signum, f"{trainer.args.output_dir}/checkpoint-{trainer.state.global_step}")
+        whole = (path for path in _checkpoints(Path(trainer.args.output_dir)) if (path / MANIFEST).is_file())
+        raise Stopped(keeper.signum, str(next(whole, "nothing")))
 
 
 def checkpoint_to_resume(folder: Path, wanted: str | None, recipe: dict) -> str | None:
@@ -151,13 +162,18 @@ def _checkpoints(folder: Path) -> list[Path]:
 def _fault(path: Path) -> str | None:
     try:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        saved = {str(name): str(expected) for name, expected in manifest["sha256"].items()}
+        manifest["recipe"].items()
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so its saving was cut off"
-    except ValueError:
-        return f"its {MANIFEST} is no JSON"
-    for name, expected in manifest["sha256"].items():
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return f"its {MANIFEST} is not what was saved"
+    for name, expected in saved.items():
         if not (path / name).is_file():
             return f"{name} is missing"
         if sha256(path / name) != expected:
             return f"{name} is not what was saved"
+    found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
+    if added := sorted(found - saved.keys() - {MANIFEST}):
+        return f"{added[0]} was not saved with it"
     return None

@@ -21,6 +21,7 @@ from statsmodels.stats.multitest import multipletests
 SCHEMA = 1  # that of fintune.runs, which takes ten seconds to import; a test holds the two equal
 ALPHA = 0.05
 RESAMPLES = 10_000
+RUN_FILES = {"metrics.json", "recipe.yaml", "predictions.jsonl", ".lock"}  # one of them tells a run's folder
 PUBLIC = ("mirror", "hub")  # two ways to the same published files
 # Keys of a recipe that two seeds of one cell may differ in: beside the seed what names places, resumes or shows.
 # `files` and `sample` are paths, the data's hash covers what is in them.
@@ -257,14 +258,23 @@ def compare_runs(folder: Path) -> tuple[list[Group], list[LeftOut]]:
 def read_runs(folder: Path) -> tuple[list[Run], list[LeftOut]]:
     """Every finished run under a folder, and every unfinished, broken or foreign one by name."""
     runs, left_out = [], []
-    for root, folders, files in os.walk(folder):
+    seen = set()
+    for root, folders, files in os.walk(folder, followlinks=True):
+        if (place := os.path.realpath(root)) in seen:
+            folders.clear()
+            continue
+        seen.add(place)
         here, where = Path(root), printable(os.path.relpath(root, folder))
         if "staging" in folders and "metrics.json" in files:
             left_out.append(
                 LeftOut(f"{where}/staging", "a newer result, cut off while it was saved; the older counts")
             )
-        checkpoints = any(re.fullmatch(r"checkpoint-\d+", name) for name in folders)
-        folders[:] = sorted(n for n in folders if n not in ("staging", "base") and not n.startswith("checkpoint-"))
+        checkpoints = any(
+            re.fullmatch(r"checkpoint-\d+", name) and not (here / name / "metrics.json").exists() for name in folders
+        )
+        if checkpoints or RUN_FILES & set(files):  # of a run's own folders none holds another run
+            folders[:] = [n for n in folders if n not in ("staging", "base") and not n.startswith("checkpoint-")]
+        folders.sort()
         if "metrics.json" in files:
             try:
                 runs.append(read_run(here, where))

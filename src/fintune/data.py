@@ -6,6 +6,7 @@ import io
 import math
 import os
 import re
+import time
 import zipfile
 from collections import Counter
 from dataclasses import dataclass
@@ -18,7 +19,8 @@ from fintune.task import DataFile, Task
 import numpy as np
 from datasets import Dataset
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.utils.class_weight import compute_class_weight
@@ -27,6 +29,7 @@ SPLITS = ("train", "validation", "test")
 URL = re.compile(r"https?://\S+|www\.\S+")
 NOT_WORD = re.compile(r"[\W_]+")
 DIGITS = re.compile(r"\d+")
+BLOCK = 2000  # texts that are compared with all others at a time
 
 
 @dataclass
@@ -104,18 +107,22 @@ def normalise(text: str) -> str:
 def near_duplicates(texts: list[str], threshold: float = 0.6) -> np.ndarray:
     """Cluster id of each text; texts whose word pairs overlap by `threshold` or more (Jaccard) share a cluster.
 
-    Exact, by one sparse product, about a second for 20,000 texts; digits are masked, since the same sentence
+    Exact, by a sparse product in blocks, about a second for 20,000 texts; digits are masked, since the same sentence
     about another quarter is no new evidence.
     """
     marked = [f"^ {DIGITS.sub('0', normalise(text))} $" for text in texts]
     pairs = CountVectorizer(binary=True, ngram_range=(2, 2), token_pattern=r"\S+", lowercase=False, dtype=np.int32)
     features = pairs.fit_transform(marked)
     size = np.asarray(features.sum(axis=1)).ravel()
-    shared = (features @ features.T).tocoo()
-    near = shared.data >= threshold * (size[shared.row] + size[shared.col] - shared.data)
-    shared.data = near.astype(np.int32)
-    shared.eliminate_zeros()
-    return connected_components(shared, directed=False)[1]
+    columns, found = features.T.tocsr(), []
+    for start in range(0, len(texts), BLOCK):
+        shared = (features[start : start + BLOCK] @ columns).tocoo()
+        rows = shared.row + start
+        near = shared.data >= threshold * (size[rows] + size[shared.col] - shared.data)
+        found.append((rows[near], shared.col[near]))
+    rows, others = (np.concatenate(part) for part in zip(*found, strict=True))
+    graph = coo_array((np.ones(len(rows), dtype=bool), (rows, others)), shape=(len(texts), len(texts)))
+    return connected_components(graph, directed=False)[1]
 
 
 def _fetch(task: Task, allow_sample: bool) -> tuple[str, dict[str, DataFile], dict[str, bytes]]:
@@ -130,16 +137,20 @@ def _fetch(task: Task, allow_sample: bool) -> tuple[str, dict[str, DataFile], di
         )
     try:
         return "hub", task.files, {split: _hub_bytes(task, file) for split, file in task.files.items()}
-    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except HfHubHTTPError as error:
+        what = f"{type(error).__name__}, status {error.response.status_code}"
+        raise UserError(f"{task.task}: the Hub does not give {task.hub} ({what}); {_set_mirror(task)}") from error
+    except (LocalEntryNotFoundError, HTTPError) as error:  # the latter of a proxy that lets nothing through
         if not (allow_sample and task.sample):
-            raise UserError(
-                f"{task.task}: the Hub's {task.hub} is out of reach ({type(error).__name__}); connect, or set "
-                "FINTUNE_DATA to a folder that holds " + ", ".join(file.path for file in task.files.values())
-            ) from error
+            raise UserError(f"{task.task}: the Hub is out of reach; connect, or {_set_mirror(task)}") from error
     print(
         f"data: the Hub is out of reach and FINTUNE_DATA is not set, so the invented sample of `{task.task}` is used"
     )
     return "sample", task.sample, {split: _file_bytes(file, Path(file.path)) for split, file in task.sample.items()}
+
+
+def _set_mirror(task: Task) -> str:
+    return "set FINTUNE_DATA to a folder that holds " + ", ".join(file.path for file in task.files.values())
 
 
 def _file_bytes(file: DataFile, path: Path) -> bytes:
@@ -153,14 +164,48 @@ def _file_bytes(file: DataFile, path: Path) -> bytes:
 
 
 def _hub_bytes(task: Task, file: DataFile) -> bytes:
+    """A file of the pinned revision, fetched up to three times where it comes cut, with an error or with other bytes.
+
+    The Hub's client tries again by itself where it gets no answer or a busy one.
+    """
     name, _, member = (file.hub_path or file.path).partition("::")
-    local = hf_hub_download(
-        task.hub, name, repo_type="dataset", revision=task.revision, local_files_only=not hub_reachable()
-    )
+    where, online = f"{task.hub}/{file.hub_path or file.path}", hub_reachable()
+    for tries_left in (2, 1, 0):
+        try:
+            local = hf_hub_download(
+                task.hub,
+                name,
+                repo_type="dataset",
+                revision=task.revision,
+                local_files_only=not online,
+                force_download=tries_left < 2,
+            )
+            return _checked(file, _content(Path(local), member), where)
+        except Exception as error:  # each layer has kinds of its own: HTTP, a cut body, a bad archive, other bytes
+            answered = isinstance(error, HfHubHTTPError)
+            refused = answered and error.response.status_code < 500
+            unconnected = type(error).__name__ in (
+                "ConnectError",
+                "ConnectTimeout",
+                "ProxyError",
+            )  # httpx's or httpx2's
+            silent = isinstance(error, LocalEntryNotFoundError) or unconnected
+            if refused or silent or not online:
+                raise
+            cause = error.__cause__ if isinstance(error, ValueError) and error.__cause__ else error
+            problem = str(cause) or type(cause).__name__
+            if not tries_left:
+                what = problem if isinstance(error, UserError) else f"{where}: {problem}; try again later"
+                raise UserError(f"{' '.join(what.split())} (fetched three times)") from error
+            print(f"data: {' '.join(problem.split())}: {where} is fetched again")
+            time.sleep(3 - tries_left)
+
+
+def _content(path: Path, member: str) -> bytes:
     if not member:
-        return _checked(file, Path(local).read_bytes(), f"{task.hub}/{name}")
-    with zipfile.ZipFile(local) as archive:
-        return _checked(file, archive.read(member), f"{task.hub}/{name}::{member}")
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(member)
 
 
 def _checked(file: DataFile, content: bytes, where: str) -> bytes:

@@ -61,5 +61,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             raise
         where = getattr(error, "filename", None) or "the output folder"
         message, code = f"error: no space left on the disk of {where}: free some", 2
+    try:
+        sys.stdout.flush()  # the last line is the error's
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(" ".join(message.split()), file=sys.stderr, flush=True)
     sys.exit(code)

@@ -5,7 +5,6 @@ paths that every node sees, or URIs of a bucket (s3://, gs://), whose files pass
 """
 
 import json
-import sqlite3
 import sys
 import tempfile
 from contextlib import redirect_stdout
@@ -87,7 +86,7 @@ class Labeller:
         [name] = batch["file"]
         try:
             self.label(name)
-        except (UserError, OSError, sqlite3.Error) as error:
+        except Exception as error:  # of one file, out of memory too: the others are labelled all the same
             return {"file": [name], "error": [f"{type(error).__name__}: {error}"]}
         return {"file": [name], "error": [""]}
 

@@ -53,12 +53,13 @@ class Classifier:
             merge: add the adapter to the weights where they are float32: exact to 1e-6, and a score half as long.
 
         Raises:
-            UserError: the folder is no finished run, is one of train_linear.py, which keeps no weights, or its adapter
-                belongs to another base.
+            UserError: the folder is no finished run, is one of train_linear.py, which keeps no weights, holds other
+                files than were saved, or its adapter belongs to another base.
         """
         folder = Path(run_dir)
         result = runs.read_result(folder)
         runs.check_weights(folder)
+        runs.check_files(folder, result)
         recipe_path = [str(folder / "recipe.yaml"), *HERE]
         if (folder / "adapter_config.json").is_file():
             recipe = parse_recipe(recipe_path, RunArguments, SFTConfig, ModelConfig)
@@ -75,9 +76,18 @@ class Classifier:
             model_args, training_args = recipe.args
             tokenizer = runs.load_tokenizer(str(folder), None, None)
             with runs.missing_model(str(folder)):
-                model = AutoModelForSequenceClassification.from_pretrained(
-                    folder, use_safetensors=True, trust_remote_code=False, attn_implementation="sdpa"
-                ).to(training_args.device)
+                model, loading = AutoModelForSequenceClassification.from_pretrained(
+                    folder,
+                    use_safetensors=True,
+                    trust_remote_code=False,
+                    attn_implementation="sdpa",
+                    output_loading_info=True,
+                )
+            if missing := sorted(loading["missing_keys"]):
+                raise UserError(
+                    f"{folder}: its weights lack {missing[0]}; copy the run's folder again, or train again"
+                )
+            model.to(training_args.device)
             prompt = PlainText(tokenizer, model.config, model_args.max_length)
         return cls(recipe.task.names, runs.calibration_of(result), prompt.max_length, model, prompt)
 

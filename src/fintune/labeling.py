@@ -28,6 +28,7 @@ from tqdm.auto import tqdm
 
 SHARD = 10_000  # rows read, labelled or rejected, between two points from which a killed run goes on
 STREAM_BYTES = 2**16
+MOST_IN_MEMORY = 1_000_000  # texts of a stream whose scores are kept, some 200 MB; then it begins anew
 
 
 def added_columns(classifier: Classifier, prefix: str) -> list[str]:
@@ -48,6 +49,8 @@ class Answers:
         """
         self.classifier, self.least = classifier, least
         self.columns = added_columns(classifier, prefix)
+        self.most = MOST_IN_MEMORY if store == ":memory:" else sys.maxsize
+        self.scored = 0
         self.database = sqlite3.connect(store)
         self.database.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB)")
 
@@ -59,6 +62,10 @@ class Answers:
                 known[key] = np.frombuffer(found[0])
         new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
         if new:
+            self.scored += len(new)
+            if self.scored > self.most:
+                self.database.execute("DELETE FROM scores")
+                self.scored = len(new)
             known |= dict(zip(new, self.classifier(list(new.values()))[1], strict=True))
             with self.database:
                 self.database.executemany(

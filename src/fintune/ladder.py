@@ -17,7 +17,7 @@ from fintune.tiny import TINY
 
 import yaml
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
 
@@ -40,6 +40,20 @@ class Rung:
     def name(self) -> str:
         zero_shot = self.script == "evaluate.py"
         return f"{Path(self.model).name.lower()}-zero-shot" if zero_shot else self.recipe.stem
+
+    def flags(self, folder: Path) -> list[str]:
+        """What a training is told beyond its recipe, on this machine and after what is in its folder."""
+        if self.script == "train_linear.py":
+            return []
+        result = folder / "metrics.json"
+        ended = result.stat().st_mtime if result.exists() else 0.0
+        stopped = any(path.stat().st_mtime > ended for path in folder.glob("checkpoint-*/manifest.json"))
+        # a result that is trained again is of another recipe or other rows, and so are its checkpoints
+        flags = ["--resume_from_checkpoint", "true" if stopped else "false"]
+        large = self.script == "train_sft.py" and self.min_gpu_gib >= 16  # 7 billion parameters and more
+        if large and machine.free_gpu_gib() < machine.LADDER[0][0]:
+            flags += ["--gradient_checkpointing", "true"]
+        return flags
 
     @classmethod
     def of(cls, recipe: Path) -> "Rung":
@@ -71,10 +85,10 @@ def cannot_run(rung: Rung) -> str | None:
             return f"the Hub is out of reach and {rung.model}'s weights are not in its cache"
     except GatedRepoError:
         return f"{rung.model} is gated: ask for access on https://huggingface.co/{rung.model} and set HF_TOKEN"
-    except LocalEntryNotFoundError:
-        return f"the Hub is out of reach and {rung.model} is not in its cache"
     except HfHubHTTPError as error:
         return f"the Hub does not give {rung.model} ({type(error).__name__})"
+    except (LocalEntryNotFoundError, HTTPError):  # the latter of a proxy that lets nothing through
+        return f"the Hub is out of reach and {rung.model} is not in its cache"
     return None
 
 
@@ -110,7 +124,15 @@ def same_recipe(folder: Path, layer: dict) -> bool:
     apart = {*TASK_KEYS, "chat_template_path", "gradient_checkpointing"}
     ran = yaml.safe_load((folder / "recipe.yaml").read_text(encoding="utf-8"))
     tasks = [make_task({key: keys[key] for key in TASK_KEYS if key in keys}, str(folder)) for keys in (ran, layer)]
-    before, now = ((task.labels, task.class_weights, task.train_share) for task in tasks)
+    before, now = (
+        (task.labels, task.class_weights, task.train_share, task.text_column, task.label_column) for task in tasks
+    )
+    prompts = {"template": "template.jinja", "chat_template_path": "chat_template.jinja"}
+    if "chat_template_path" in layer and any(
+        (folder / name).read_text(encoding="utf-8") != Path(layer[key]).read_text(encoding="utf-8")
+        for key, name in prompts.items()
+    ):
+        return False
     same = {key: ran[key] for key in ran.keys() - apart} == {key: layer[key] for key in layer.keys() - apart}
     return same and before == now
 
@@ -132,7 +154,7 @@ class Work:
 def run_all(work: list[Work], at_once: int = 1) -> list[str]:
     """Run commands, so many side by side, each on its share of the cores; a failure does not stop the others.
 
-    SIGINT and SIGTERM let each save its checkpoint, and end this process with 128 + signal.
+    SIGINT, SIGTERM and SIGHUP let each save its checkpoint, and end this process with 128 + signal.
 
     Returns:
         Names of those that failed.
@@ -145,10 +167,11 @@ def run_all(work: list[Work], at_once: int = 1) -> list[str]:
     def stop(signum, frame):
         if not came:  # a second one would stop a child in the middle of its save
             for child in running:
-                child.send_signal(signum)
+                child.send_signal(signal.SIGTERM if signum == signal.SIGHUP else signum)
         came.append(signum)
 
-    before = {signum: signal.signal(signum, stop) for signum in (signal.SIGINT, signal.SIGTERM)}
+    signals = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {signum: signal.signal(signum, stop) for signum in signals if signal.getsignal(signum) != signal.SIG_IGN}
     started = time.monotonic()
     try:
         while running or (waiting and not came):
@@ -158,7 +181,7 @@ def run_all(work: list[Work], at_once: int = 1) -> list[str]:
             time.sleep(0.1)
             for child in [child for child in running if child.poll() is not None]:
                 one = running.pop(child)
-                if child.returncode and -child.returncode not in came and child.returncode - 128 not in came:
+                if child.returncode and not came:
                     failed.append(one.name)
                     where = f"see {one.log}" if one.log else "its message stands above"
                     print(f"failed {one.name}: exit code {child.returncode}, {where}; going on", flush=True)

@@ -57,6 +57,19 @@ def check_fits(model: str, min_gpu_gib: float, use_cpu: bool) -> None:
         )
 
 
+def check_one_gpu(n_gpu: int) -> None:
+    """Refuse to spread one process over several GPUs, as transformers would: its batch grows, or TRL raises.
+
+    Raises:
+        UserError: more than one GPU is visible to this process.
+    """
+    if n_gpu > 1:
+        raise UserError(
+            f"{n_gpu} GPUs are visible to one process; take one with CUDA_VISIBLE_DEVICES=0, or all with accelerate "
+            "launch --config_file configs/accelerate/ddp.yaml"
+        )
+
+
 def check_disk(folder: Path, trained_parameters: int, save_total_limit: int | None) -> None:
     """Refuse a run whose checkpoints would not fit on the disk of `folder`.
 

@@ -102,11 +102,13 @@ def parse_recipe(argv: list[str], *dataclass_types: type) -> Recipe:
     actions = {action.dest: action for action in parser._actions}
     stated, origin = {}, {}
     for path in paths:
-        for key, value in read_layer(path).items():
+        layer = read_layer(path)
+        for key in layer:
             _refuse_secret(key, str(path))
             if key not in actions and key not in TASK_KEYS:
                 raise UserError(f"{path}: unknown key `{key}`{_nearest(key, [*actions, *TASK_KEYS])}")
-            stated[key], origin[key] = value, str(path)
+            origin[key] = str(path)
+        stated = layered(stated, layer)
     if "task" not in stated:
         raise UserError(
             f"{paths[0]}: no `task` in any layer; the first layer is a task's YAML, such as data/topic.yaml"
@@ -121,7 +123,8 @@ def parse_recipe(argv: list[str], *dataclass_types: type) -> Recipe:
     flagged, unknown = parser.parse_known_args(flags)
     if unknown:
         flag = unknown[0].split("=")[0].lstrip("-")
-        raise UserError(f"command line: unknown argument {unknown[0]}{_nearest(flag, list(actions), '--')}")
+        shown = unknown[0].split("=")[0]  # without its value, which may be a secret
+        raise UserError(f"command line: unknown argument {shown}{_nearest(flag, list(actions), '--')}")
     for action in parser._actions:
         if any(flag.split("=")[0] in action.option_strings for flag in flags):
             _refuse_secret(action.dest, "command line")
@@ -129,11 +132,15 @@ def parse_recipe(argv: list[str], *dataclass_types: type) -> Recipe:
                 stated[action.dest] = getattr(flagged, action.dest)
             if action.dest == "seed":
                 name += f"-seed{flagged.seed}"
+            if action.dest == "num_train_epochs" and stated.pop("sample_epochs", None):
+                parser.set_defaults(sample_epochs=None)
     if "output_dir" not in values:
         parser.set_defaults(output_dir=f"runs/{task.task}/{name}")
     try:
         args = parser.parse_args_into_dataclasses(args=flags, look_for_args_file=False)
-    except (ValueError, TypeError, ImportError) as error:
+    except UserError:
+        raise
+    except Exception as error:  # each argument class refuses values by errors of its own kinds
         raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
     return Recipe(task=task, args=args, stated=stated, name=name)
 
@@ -148,21 +155,32 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
     """A layer on top of the one that its `extends` names, paths made absolute."""
+    try:
+        content = path.read_bytes()[: LAYER_BYTES + 1] if path.is_file() else None
+    except (OSError, ValueError) as error:  # ValueError: NUL in a path
+        raise UserError(f"{path}: cannot be read ({error}); see data/ for tasks and configs/ for models") from error
+    if content is None:
+        raise UserError(f"{path}: no such recipe file; see data/ for tasks and configs/ for models")
+    if len(content) > LAYER_BYTES:
+        raise UserError(f"{path}: {path.stat().st_size:,} bytes, a recipe has at most {LAYER_BYTES:,}; is it one?")
     if path.resolve() in below:
         raise UserError(f"{path}: `extends` comes back to it; a recipe cannot extend itself")
     try:
-        if path.stat().st_size > LAYER_BYTES:
-            raise UserError(f"{path}: {path.stat().st_size:,} bytes, a recipe has at most {LAYER_BYTES:,}; is it one?")
-        layer = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except (FileNotFoundError, IsADirectoryError) as error:
-        raise UserError(f"{path}: no such recipe file; see data/ for tasks and configs/ for models") from error
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{path}: no valid YAML: {error}") from error
+        layer = yaml.load(content.decode("utf-8"), Loader=_Loader)
+    except Exception as error:  # PyYAML raises ValueError, IndexError, KeyError for values such as 2020-02-30
+        raise UserError(f"{path}: no valid YAML: {str(error) or type(error).__name__}") from error
     if not isinstance(layer, dict) or not all(isinstance(key, str) for key in layer):
         raise UserError(f"{path}: holds {type(layer).__name__}, not a mapping of keys to values")
     parent = layer.pop("extends", None)
     under = read_layer(path.parent / str(parent), (*below, path.resolve())) if parent else {}
-    return under | absolute_paths(layer, path.resolve().parent)
+    return layered(under, absolute_paths(layer, path.resolve().parent))
+
+
+def layered(below: dict, layer: dict) -> dict:
+    """A layer on top of others; epochs that it states hold for the invented sample too."""
+    if "num_train_epochs" in layer:
+        below = {key: value for key, value in below.items() if key != "sample_epochs"}
+    return below | layer
 
 
 def read_task(path: Path) -> Task:

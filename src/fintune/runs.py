@@ -175,6 +175,12 @@ def base_fingerprint(base: str, revision: str | None) -> str:
     return digest.hexdigest()
 
 
+def _hashes(folder: Path) -> dict[str, str]:
+    """Of every file but PEFT's card, which its owner may write anew."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"]
+    return {str(path.relative_to(folder)): sha256(path) for path in files}
+
+
 def load_tokenizer(base: str, revision: str, chat_template_path: str | None) -> PreTrainedTokenizerBase:
     """The base's tokenizer, with the recipe's own chat template where it names one.
 
@@ -228,6 +234,8 @@ def load_model(
     )
     if adapter is None:
         return model
+    if not (adapter / "adapter_model.safetensors").is_file():  # PEFT would read a pickle instead
+        raise UserError(f"{adapter}: no adapter_model.safetensors, and pickled weights are never read; train again")
     with warnings.catch_warnings():
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
@@ -280,9 +288,11 @@ class missing_model:
         return self
 
     def __exit__(self, kind, error, trace):
-        if not isinstance(error, OSError | ValueError | SafetensorError) or getattr(error, "errno", None) == ENOSPC:
-            return
         text = str(error)
+        misshapen = isinstance(error, RuntimeError) and "mismatch" in text
+        expected = misshapen or isinstance(error, OSError | ValueError | SafetensorError)
+        if not expected or getattr(error, "errno", None) == ENOSPC:
+            return
         if "gated repo" in text.lower() or isinstance(error.__cause__, GatedRepoError):
             remedy = f"it is gated: ask for access on https://huggingface.co/{self.base} and set HF_TOKEN"
         elif isinstance(error, SafetensorError) or "safetensors" in text:
@@ -324,13 +334,14 @@ def load_result(folder: Path) -> dict:
     """metrics.json of a finished run of a language model.
 
     Raises:
-        UserError: as `read_result`, or the run is of another kind of model.
+        UserError: as `read_result` and `check_files`, or the run is of another kind of model.
     """
     result = read_result(folder)
     if not (folder / "adapter_config.json").is_file():
         raise UserError(
             f"{folder}: no language model's run; train_cls.py and train_linear.py score their own at the end"
         )
+    check_files(folder, result)
     return result
 
 
@@ -348,10 +359,9 @@ def read_result(folder: Path) -> dict:
         result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"{folder}/metrics.json: no JSON ({error}); train the run again") from error
-    if result.get("schema") != SCHEMA:
-        raise UserError(
-            f"{folder}/metrics.json: schema {result.get('schema')}, this version reads {SCHEMA}; train again"
-        )
+    schema = result.get("schema") if isinstance(result, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"{folder}/metrics.json: schema {schema}, this version reads {SCHEMA}; train again")
     return result
 
 
@@ -363,6 +373,19 @@ def check_weights(folder: Path) -> None:
     """
     if not ((folder / "adapter_config.json").is_file() or (folder / "config.json").is_file()):
         raise UserError(f"{folder}: holds no weights, as runs of train_linear.py do; take one of train_sft.py")
+
+
+def check_files(folder: Path, result: dict) -> None:
+    """Refuse a run whose weights, tokenizer, templates or recipe are not those that were scored.
+
+    Raises:
+        UserError: a file is missing or has other bytes.
+    """
+    for name, expected in result.get("files", {}).items():  # runs of before hold none
+        if not (folder / name).is_file():
+            raise UserError(f"{folder}/{name}: missing; copy the run's folder whole, or train it again")
+        if sha256(folder / name) != expected:
+            raise UserError(f"{folder}/{name}: not what was saved; copy the run's folder again, or train it again")
 
 
 def calibration_of(result: dict) -> dict:
@@ -412,6 +435,9 @@ def save_run(folder: Path, recipe: Recipe, result: dict, predictions: list[dict]
     recipe.yaml, template.jinja and chat_template.jinja give the same run again: `python train_sft.py RUN/recipe.yaml`.
     """
     staging = folder / "staging"
+    for path in staging.glob("*"):
+        if path.is_file():  # of a save that was cut off; base/, built before training, stays
+            path.unlink()
     for part in parts:
         part.save_pretrained(staging)
     stated = dict(recipe.stated)
@@ -420,7 +446,7 @@ def save_run(folder: Path, recipe: Recipe, result: dict, predictions: list[dict]
     write_text(staging / "template.jinja", Path(recipe.task.template).read_text(encoding="utf-8"))
     here = replace(recipe, task=replace(recipe.task, template="template.jinja"), stated=stated)
     write_text(staging / "recipe.yaml", dump_recipe(here))
-    save_result(staging, result, predictions)
+    save_result(staging, result | {"files": _hashes(staging)}, predictions)
     (folder / "metrics.json").unlink(missing_ok=True)
     for path in sorted(staging.iterdir(), key=lambda path: path.name == "metrics.json"):
         if path.is_dir():

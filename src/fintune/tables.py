@@ -7,10 +7,11 @@ import json
 import shutil
 import zlib
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
+from typing import TextIO
 
 from fintune.errors import UserError
 
@@ -161,15 +162,23 @@ class Csv(TextTable):
         if spreadsheet_safe:
             values = (["'" + cell if str(cell).startswith(FORMULA) else cell for cell in line] for line in values)
         with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(values)
+            write_csv(file, values)
 
     def add_columns(self, names: list[str]) -> None:
         self._added = names
 
     def head(self) -> bytes:
         line = io.StringIO()
-        csv.writer(line, lineterminator="\n").writerow([*self.columns, *self._added])
+        write_csv(line, [[*self.columns, *self._added]])
         return line.getvalue().encode()
+
+
+def write_csv(file: TextIO, rows: Iterable[Sequence]) -> None:
+    """Rows as CSV that reads back as they are; Python's writer leaves a lone carriage return without quotes (3.11)."""
+    writer = csv.writer(file, lineterminator="\n")
+    careful = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    for row in rows:
+        (careful if any("\r" in str(cell) for cell in row) else writer).writerow(row)
 
 
 class Jsonl(TextTable):

@@ -101,7 +101,7 @@ def make_task(values: dict, where: str) -> Task:
     for key in ("task", "labels", "files"):
         if not values.get(key):
             raise UserError(f"{where}: `{key}` is missing; a task needs task, labels and files (see data/README.md)")
-    labels = values["labels"]
+    values["task"], labels = str(values["task"]), values["labels"]
     if isinstance(labels, list):
         labels = {label: label for label in labels}
     if not isinstance(labels, dict) or len(labels) < 2:
@@ -112,6 +112,8 @@ def make_task(values: dict, where: str) -> Task:
     if len(set(labels.values())) < len(labels) or "" in labels.values():
         raise UserError(f"{where}: `labels` holds an empty or repeated name: {list(labels.values())}")
     for value, name in labels.items():  # negative: Positive
+        if value == name:
+            continue
         other = next((known for known in labels if known.casefold() == str(name).strip().casefold()), value)
         if other != value and value.casefold() in {str(known).strip().casefold() for known in labels.values()}:
             raise UserError(

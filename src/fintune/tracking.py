@@ -13,18 +13,24 @@ from transformers import TrainingArguments
 
 
 def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
-    """Decide online or offline before the model loads, in one line: no prompt, no wait.
+    """Open the run before the model loads, online or, said in one line, offline: no prompt, 22 seconds at most.
 
     The project comes from `WANDB_PROJECT` (default fintune), the group is the task, so that runs of one task compare
     in one workspace. The key comes from `WANDB_API_KEY` or ~/.netrc, never from a recipe or the command line.
     """
     training_args.run_name = f"{recipe.task.task}-{recipe.name}"
-    if "wandb" not in training_args.report_to:
+    if "wandb" not in training_args.report_to or getattr(training_args, "process_index", 0):
         return
     os.environ.setdefault("WANDB_PROJECT", "fintune")
     os.environ.setdefault("WANDB_RUN_GROUP", recipe.task.task)
     os.environ.setdefault("WANDB_SILENT", "true")
-    if os.environ.get("WANDB_MODE"):
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "10")  # seconds; W&B's own are 90, and no end to the upload
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
+    os.environ.setdefault("WANDB_DISABLE_GIT", "true")  # or it uploads what is not committed, rows and keys with it
+    if not os.environ.get("WANDB_MODE"):
+        os.environ.pop("WANDB_MODE", None)
+    elif os.environ["WANDB_MODE"] != "online":  # the trainer opens it then, as the mode says
         return
     url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
     host = urlparse(url).hostname
@@ -32,12 +38,26 @@ def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
         why = "no WANDB_API_KEY"
     elif not reachable(url):
         why = f"{host} is out of reach"
-    elif not _accepted():
-        why = f"{host} does not take the key"
     else:
-        return
-    os.environ["WANDB_MODE"] = "offline"
-    print(f"wandb: offline ({why}); runs are kept in wandb/, `make dashboard` shows them, `wandb sync` uploads them")
+        try:
+            _ = wandb.Api(timeout=5).viewer  # the key is taken; wandb.init alone would leave an empty run behind
+            wandb.init(name=training_args.run_name)
+            return
+        except Exception as error:  # whatever it is, it must not stop the run
+            why = _one_line(error)
+    try:
+        wandb.init(name=training_args.run_name, mode="offline")
+    except Exception as error:
+        training_args.report_to = []
+        print(f"wandb: nothing is logged: {why}; and offline {_one_line(error)}")
+    else:
+        print(
+            f"wandb: offline ({why}); runs are kept in wandb/, `make dashboard` shows them, `wandb sync` uploads them"
+        )
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(f"{type(error).__name__}: {error}".split())[:200]
 
 
 def log_result(recipe: Recipe, training_args: TrainingArguments, result: dict, predictions: list[dict]) -> None:
@@ -50,7 +70,7 @@ def log_result(recipe: Recipe, training_args: TrainingArguments, result: dict, p
     try:
         _log(wandb.run or wandb.init(name=training_args.run_name), recipe, result, predictions)
     except Exception as error:  # the result is on the disk; logging it must not turn it into a failure
-        print(f"wandb: the result was not logged ({type(error).__name__}: {error}); it stands in the run's folder")
+        print(f"wandb: the result was not logged ({_one_line(error)}); it stands in the run's folder")
 
 
 def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
@@ -74,16 +94,13 @@ def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
         columns=columns, data=[[{**row, **row["probabilities"]}[column] for column in columns] for row in predictions]
     )
     run.log({f"{split}/confusion_matrix": matrix, f"{split}/predictions": table})
-    url = run.url
-    wandb.finish()
-    print(f"wandb: {url}" if url else "wandb: kept offline in wandb/; `make dashboard` shows it")
-
-
-def _accepted() -> bool:
+    folder, url = Path(run.dir).parent, run.url
     try:
-        return wandb.login(verify=True, timeout=10)
-    except Exception:  # whatever it is, it must not stop the run
-        return False
+        wandb.finish()
+    except TimeoutError:
+        print(f"wandb: not all was uploaded in time (WANDB_FINISH_TIMEOUT); `wandb sync {folder}` uploads the rest")
+        return
+    print(f"wandb: {url}" if url else "wandb: kept offline in wandb/; `make dashboard` shows it")
 
 
 def has_key(host: str) -> bool:

@@ -114,6 +114,8 @@ class OneLineTrainer(SFTTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
+        if self.args.loss_type != "nll":
+            raise UserError(f"loss_type is {self.args.loss_type!r}; take nll, or `batching: padded`, which has TRL's")
         self.neftune_noise_alpha = None  # no hook of the Trainer's
         self._loss_shifts_labels = False  # every label of a OneLine batch is a target, also its first
         self._token_lengths = None
@@ -154,7 +156,8 @@ class OneLineTrainer(SFTTrainer):
                 logits = model(**inputs, use_cache=False).logits[0]
         finally:
             self._token_lengths = None
-        loss = (F.cross_entropy(logits.float(), labels, reduction="none") * weights).sum()
+        smoothing = self.args.label_smoothing_factor
+        loss = (F.cross_entropy(logits.float(), labels, reduction="none", label_smoothing=smoothing) * weights).sum()
         loss = loss / (len(labels) if num_items_in_batch is None else num_items_in_batch)
         if self.args.average_tokens_across_devices and num_items_in_batch is not None:
             loss = loss * self.accelerator.num_processes  # DDP averages gradients, the count is of all processes

@@ -47,6 +47,11 @@ class Watch(TrainerCallback):
             if wandb.run is not None:
                 wandb.run.alert(title=fault, text=line)
 
+    def on_train_begin(self, args: TrainingArguments, state, control, **kwargs):
+        before = [entry for entry in state.log_history if "loss" in entry]  # of a resumed run
+        self.losses = [float(entry["loss"]) for entry in before]
+        self.norms = [float(entry.get("grad_norm", 0.0)) for entry in before]
+
     def on_log(self, args: TrainingArguments, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
@@ -64,7 +69,7 @@ class Watch(TrainerCallback):
         self.norms.append(norm)
 
     def on_epoch_end(self, args: TrainingArguments, state, control, **kwargs):
-        if round(state.epoch) != 1 or len(self.losses) < 4:
+        if state.epoch != 1 or len(self.losses) < 4:
             return
         first, last = self.losses[0], mean(self.losses[-2:])
         if last > FLAT * first:
