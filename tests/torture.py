@@ -375,7 +375,7 @@ def logging_fails(fault: Fault) -> None:
         "key refused": (lambda request: (401, b'{"errors": []}', {}), "wandb: offline ("),
         "server errors": (lambda request: (500, b"no", {}), "wandb: offline ("),
         "server slow": (slow, "wandb: offline ("),
-        "server errors once the run is open": (dies, "wandb: not all was uploaded in time"),
+        "server errors once the run is open": (dies, "wandb: not all was uploaded in "),
     }
     for name, (answer, said) in cases.items():
         with contextlib.ExitStack() as stack:
@@ -386,16 +386,16 @@ def logging_fails(fault: Fault) -> None:
                 "WANDB_BASE_URL": f"http://127.0.0.1:{found.server_port if found else free_port()}",
                 "WANDB_API_KEY": key,
                 "WANDB_DIR": str(Path.cwd()),
-                "WANDB_FINISH_TIMEOUT": "5",
             }
             words = [*TRAIN, "--report_to", "wandb", "--max_steps", "8", "--output_dir", str(folder)]
             code, out = finish(script("train_sft.py", *words, **environment))
             once = sum(line.startswith(said) for line in out.splitlines()) == 1
             kept = list(Path("wandb").glob("*run-*/*.wandb"))
-            told = [path for path in (*Path("wandb").rglob("*"), *folder.rglob("*")) if path.is_file()]
-            secret = key not in out and not any(key.encode() in path.read_bytes() for path in told)
+            files = [path for path in (*Path("wandb").rglob("*"), *folder.rglob("*")) if path.is_file()]
+            secret = key not in out and not any(key.encode() in path.read_bytes() for path in files)
             held = code == 0 and (folder / "metrics.json").exists() and bool(kept) and once and secret
-            fault.record(not answer or found.requests["POST"] > 0, held, f"{name}: {code}: {out[-400:]}")
+            told = f"{name}: {code}, {len(kept)} kept, said once {once}, key unseen {secret}: {out[-400:]}"
+            fault.record(not answer or found.requests["POST"] > 0, held, told)
             shutil.rmtree("wandb", ignore_errors=True)
 
 
@@ -855,7 +855,7 @@ def http_service(fault: Fault, run_dir: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--readme", type=Path, help="write the table between this file's torture marks")
-    parser.add_argument("--only", help="rows whose name holds this")
+    parser.add_argument("--only", default="", help="rows whose name this regular expression finds")
     parser.add_argument(
         "--run", type=Path, action="append", default=[], help="also measure how this run follows instructions in texts"
     )
@@ -882,7 +882,7 @@ def main() -> None:
     sys.exit(1 if any(fault.lost for fault in faults) else 0)
 
 
-def run_all(only: str | None, more: list[Path]) -> list[Fault]:
+def run_all(only: str, more: list[Path]) -> list[Fault]:
     print("the uninterrupted run that all others must equal", flush=True)
     code, said = finish(script("train_sft.py", *TRAIN, "--output_dir", "whole"))
     assert code == 0, said
@@ -928,7 +928,7 @@ def run_all(only: str | None, more: list[Path]) -> list[Fault]:
         ),
     }
     faults = []
-    for name in tqdm([name for name in plan if not only or only in name], unit="fault"):
+    for name in tqdm([name for name in plan if re.search(only, name)], unit="fault"):
         must_hold, run = plan[name]
         fault, started = Fault(name, must_hold), time.monotonic()
         try:

@@ -1,15 +1,21 @@
 """Weights & Biases: where a run is logged, and what of it. Logging never stops or delays a run."""
 
+import atexit
 import netrc
 import os
+import threading
+from contextlib import suppress
 from pathlib import Path
 from urllib.parse import urlparse
 
 from fintune.machine import reachable
 from fintune.recipe import Recipe, dump_recipe
 
+import psutil
 import wandb
 from transformers import TrainingArguments
+
+FINISH_SECONDS = 60  # for the upload of what is left when a run ends
 
 
 def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
@@ -24,9 +30,7 @@ def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
     os.environ.setdefault("WANDB_PROJECT", "fintune")
     os.environ.setdefault("WANDB_RUN_GROUP", recipe.task.task)
     os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", "10")  # seconds; W&B's own are 90, and no end to the upload
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "60")
-    os.environ.setdefault("WANDB_FINISH_TIMEOUT_RAISES", "true")
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "10")  # seconds, W&B's own are 90
     os.environ.setdefault("WANDB_DISABLE_GIT", "true")  # or it uploads what is not committed, rows and keys with it
     if not os.environ.get("WANDB_MODE"):
         os.environ.pop("WANDB_MODE", None)
@@ -40,8 +44,9 @@ def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
         why = f"{host} is out of reach"
     else:
         try:
-            _ = wandb.Api(timeout=5).viewer  # the key is taken; wandb.init alone would leave an empty run behind
+            _ask()  # wandb.init alone would leave an empty run behind where the key is refused
             wandb.init(name=training_args.run_name)
+            atexit.register(_finish)
             return
         except Exception as error:  # whatever it is, it must not stop the run
             why = _one_line(error)
@@ -54,6 +59,11 @@ def prepare(recipe: Recipe, training_args: TrainingArguments) -> None:
         print(
             f"wandb: offline ({why}); runs are kept in wandb/, `make dashboard` shows them, `wandb sync` uploads them"
         )
+
+
+def _ask() -> None:
+    """Raise unless the server answers within 5 seconds and takes the key."""
+    _ = wandb.Api(timeout=5).viewer
 
 
 def _one_line(error: Exception) -> str:
@@ -71,6 +81,7 @@ def log_result(recipe: Recipe, training_args: TrainingArguments, result: dict, p
         _log(wandb.run or wandb.init(name=training_args.run_name), recipe, result, predictions)
     except Exception as error:  # the result is on the disk; logging it must not turn it into a failure
         print(f"wandb: the result was not logged ({_one_line(error)}); it stands in the run's folder")
+    _finish()
 
 
 def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
@@ -93,14 +104,38 @@ def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
     table = wandb.Table(
         columns=columns, data=[[{**row, **row["probabilities"]}[column] for column in columns] for row in predictions]
     )
+    if run.settings.mode == "online":
+        _ask()  # for the answer to a table W&B would wait without end
     run.log({f"{split}/confusion_matrix": matrix, f"{split}/predictions": table})
-    folder, url = Path(run.dir).parent, run.url
-    try:
-        wandb.finish()
-    except TimeoutError:
-        print(f"wandb: not all was uploaded in time (WANDB_FINISH_TIMEOUT); `wandb sync {folder}` uploads the rest")
+
+
+def _finish() -> None:
+    """Close the run, of a stopped training too, within `FINISH_SECONDS`.
+
+    W&B would wait without end for a server that errs; its own `finish_timeout` begins only behind what is queued.
+    """
+    if wandb.run is None:
         return
-    print(f"wandb: {url}" if url else "wandb: kept offline in wandb/; `make dashboard` shows it")
+    folder, url = Path(wandb.run.dir).parent, wandb.run.url
+
+    def close() -> None:
+        with suppress(Exception):  # once the service is gone
+            wandb.finish()
+
+    closing = threading.Thread(target=close, daemon=True)
+    closing.start()
+    closing.join(FINISH_SECONDS)
+    if not closing.is_alive():
+        print(f"wandb: {url}" if url else "wandb: kept offline in wandb/; `make dashboard` shows it")
+        return
+    for child in psutil.Process().children():
+        if child.name() == "wandb-core":
+            child.kill()
+    with suppress(Exception):
+        wandb.teardown()
+    print(
+        f"wandb: not all was uploaded in {FINISH_SECONDS} seconds; `wandb sync {folder}` uploads the rest", flush=True
+    )
 
 
 def has_key(host: str) -> bool:
