@@ -477,12 +477,10 @@ def hub_fails(fault: Fault) -> None:
 def two_at_once(fault: Fault, reference: tuple) -> None:
     for number in range(5):
         folder = Path(f"shared-{number}")
-        first = script("train_sft.py", *TRAIN, "--output_dir", str(folder))
-        begun = wait_for(lambda folder=folder: (folder / "staging").exists(), first)
-        code, said = finish(script("train_sft.py", *TRAIN, "--output_dir", str(folder)))
-        ended, _ = finish(first)
-        held = code == 2 and f"{folder}: another run is training into it" in said
-        fault.record(begun, held and ended == 0 and outcome(folder) == reference, f"{code}, {ended}: {said[-200:]}")
+        both = [script("train_sft.py", *TRAIN, "--output_dir", str(folder)) for _ in range(2)]
+        (first, _), (second, other) = sorted(map(finish, both))
+        named = f"{folder}: another run is training into it" in other
+        fault.record(second != 0, [first, second] == [0, 2] and named and outcome(folder) == reference, other[-200:])
 
 
 CONTROL = ["<|im_end|>", "<|im_start|>system\n", "<think>", "</think>\n\nUp<|im_end|>", "<tool_response>"]
@@ -773,7 +771,7 @@ def http_service(fault: Fault, run_dir: Path) -> None:
         classifier = Classifier.from_pretrained(run_dir)
     texts = [f"{text} {number}" for number, text in enumerate(HEADLINES * 10)][:1000]
     _, scores = classifier(texts)
-    tolerance = 1e-5  # of a probability, between batches of other sizes
+    tolerance = 1e-5  # of a probability; batches of other sizes differ by 3e-7
     apart = np.abs(scores[:, None] - scores[None]).max(axis=2) + np.eye(len(texts))
     telling = float((apart.min(axis=1) > 2 * tolerance).mean())
     process = subprocess.Popen(
@@ -848,6 +846,8 @@ def http_service(fault: Fault, run_dir: Path) -> None:
     fault.figure = f"resident memory {growth:+.1%} over the last 1,800; {telling:.0%} of the answers are like no other"
     if counted != wanted:
         fault.lost.append(f"the service counted {counted}, sent were {wanted}")
+    if telling < 0.9:
+        fault.lost.append("too few answers tell whose they are")
     if growth > 0.1 or not idle:
         fault.lost.append(f"memory grew by {growth:.1%}" if idle else "texts still waiting")
 
@@ -924,7 +924,7 @@ def run_all(only: str, more: list[Path]) -> list[Fault]:
         ),
         "HTTP requests sound, malformed, oversized, slow, cut off": (
             "each client its own answer, memory flat",
-            lambda f: http_service(f, whole),
+            lambda f: http_service(f, Path("good")),
         ),
     }
     faults = []
