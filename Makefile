@@ -9,7 +9,8 @@
 # make serve RUN=runs/sentiment/tiny [ARGS="--port 8000"] answers over HTTP with a trained run.
 # make bench measures training and scoring against the stock ways on this machine's CPU, 11 minutes; on a GPU run
 # .venv/bin/python benchmarks/gpu.py
-# MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is passed on.
+# MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is
+# passed on, by train, compare, ablations, serve, bench and torture.
 
 .DEFAULT_GOAL := help
 PYTHON ?= python3

@@ -197,6 +197,7 @@ def head(runs: list, missing: list[LeftOut]) -> list[str]:
     first = runs[0].result
     models = ", ".join(sorted({f"`{base_name(run.result)}`" for run in runs}))
     data, machines = first["data"], [run.result["machine"] for run in runs]
+    commits = " and ".join(sorted({(one["git"] or "unknown")[:12] for one in machines}))
     where = " and ".join(
         sorted(
             {
@@ -211,8 +212,8 @@ def head(runs: list, missing: list[LeftOut]) -> list[str]:
         "<!-- written by `ablations.py --report` from runs/; what is typed here is lost -->",
         "",
         f"The paper's open questions, asked of {models} on {first['task']} ({data['source']} data, SHA-256 "
-        f"`{data['sha256'][:12]}`): {len(runs)} runs, {where}. Accuracies are of the "
-        f"{len(runs[0].rows)} rows of the test split, means over the seeds, with a 95 % interval over rows and seeds.",
+        f"`{data['sha256'][:12]}`): {len(runs)} runs of `make ablations`, {where}, commit {commits}. Accuracies are of the "
+        f"{len(runs[0].rows)} rows of the test split, means over the seeds, where there are several, with a 95 % interval over rows and seeds.",
         "",
         "A difference to the recipe is called real when exact McNemar, corrected by Holm within a question and model, "
         "and the paired bootstrap both say so at 5 %. Everything else is inside noise, and no reason to choose.",
@@ -258,6 +259,8 @@ def section(name: str, sweep: dict, variants: list[Variant], picture: Path) -> l
         shown = [label, str(len(variant.cell.runs)), accuracy, against, *(show(variant) for show in columns.values())]
         rows.append(shown)
     first = variants[0].cell.runs[0]
+    ran = {"auto", *(variant.model for variant in variants)}
+    absent = [f"`{model}`" for model in sweep["parameters"]["model"]["values"] if model not in ran]
     models = " and ".join(f"`{model}`" for model in dict.fromkeys(variant.model for variant in variants))
     return [
         "",
@@ -273,6 +276,7 @@ def section(name: str, sweep: dict, variants: list[Variant], picture: Path) -> l
         "seeds.*",
         "",
         f"**Not shown**: {sweep['description'].strip()}",
+        *([f"\n**Not run**: {', '.join(absent)}; `make ablations` says why where it skips them."] if absent else []),
     ]
 
 
