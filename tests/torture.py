@@ -31,6 +31,7 @@ from pathlib import Path
 os.environ.update(WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 os.environ.pop("FINTUNE_DATA", None)
 sys.path.insert(0, str(Path(__file__).parent))
+from fintune import machine
 from fintune.checkpoints import checkpoint_to_resume
 from fintune.data import _read, load_data
 from fintune.errors import UserError
@@ -878,7 +879,9 @@ def main() -> None:
         table = markdown_table(["fault", "tried", "fired and held", "must hold", "lost", "measured"], rows)
         content = readme.read_text(encoding="utf-8")
         begin, end = content.index(BEGIN) + len(BEGIN), content.index(END)
-        write_text(readme, "\n".join([content[:begin], *table, content[end:]]))
+        here = machine.description()
+        told = f"{minutes:.0f} minutes on {os.cpu_count()} cores of {here['processor']}, commit {here['git'][:12]}:"
+        write_text(readme, "\n".join([content[:begin], told, "", *table, content[end:]]))
     sys.exit(1 if any(fault.lost for fault in faults) else 0)
 
 

@@ -212,8 +212,9 @@ def head(runs: list, missing: list[LeftOut]) -> list[str]:
         "<!-- written by `ablations.py --report` from runs/; what is typed here is lost -->",
         "",
         f"The paper's open questions, asked of {models} on {first['task']} ({data['source']} data, SHA-256 "
-        f"`{data['sha256'][:12]}`): {len(runs)} runs of `make ablations`, {where}, commit {commits}. Accuracies are of the "
-        f"{len(runs[0].rows)} rows of the test split, means over the seeds, where there are several, with a 95 % interval over rows and seeds.",
+        f"`{data['sha256'][:12]}`): {len(runs)} runs of `make ablations`, {where}, commit {commits}. "
+        f"Accuracies are of the {len(runs[0].rows)} rows of the test split, means over the seeds, where there are several, "
+        "with a 95 % interval over rows and seeds.",
         "",
         "A difference to the recipe is called real when exact McNemar, corrected by Holm within a question and model, "
         "and the paired bootstrap both say so at 5 %. Everything else is inside noise, and no reason to choose.",
