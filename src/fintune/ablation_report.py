@@ -213,7 +213,7 @@ def head(runs: list, missing: list[LeftOut]) -> list[str]:
         "",
         f"The paper's open questions, asked of {models} on {first['task']} ({data['source']} data, SHA-256 "
         f"`{data['sha256'][:12]}`): {len(runs)} runs of `make ablations`, {where}, commit {commits}. "
-        f"Accuracies are of the {len(runs[0].rows)} rows of the test split, means over the seeds, where there are several, "
+        f"Accuracies are of the {len(runs[0].rows)} test rows, means over the seeds where there are several, "
         "with a 95 % interval over rows and seeds.",
         "",
         "A difference to the recipe is called real when exact McNemar, corrected by Holm within a question and model, "
