@@ -26,9 +26,9 @@ MUTANTS = [
     (
         "end token dropped from the labels",
         "src/fintune/prompt.py",
-        "[[*self._ids_of(name), tokenizer.eos_token_id] for name in task.names]",
-        "[[*self._ids_of(name)] for name in task.names]",
-        "tests/test_prompt.py tests/test_scoring.py",
+        '"labels": [IGNORE] * len(text_ids) + label_ids}',
+        '"labels": [IGNORE] * len(text_ids) + [*label_ids[:-1], IGNORE]}',
+        "tests/test_prompt.py",
     ),
     (
         "logits off by one",

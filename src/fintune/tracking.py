@@ -93,6 +93,7 @@ def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
     if result["paper"]:
         run.summary["paper/accuracy"] = result["paper"]["accuracy"]
     stated = {"recipe": dump_recipe(recipe), "data": result["data"], "base": result["model"]}
+    stated["machine"] = result["machine"]  # the commit too
     run.config.update(stated, allow_val_change=True)
     ids = {name: label for label, name in enumerate(task.names)}
     matrix = wandb.plot.confusion_matrix(
