@@ -196,6 +196,15 @@ def test_repeated_texts_are_scored_once_also_across_shards(label, tmp_path, clas
             assert float(row["confidence"]) == pytest.approx(own[row["title"]], abs=1e-6)
 
 
+def test_a_stream_forgets_what_it_scored_long_ago(classifier, monkeypatch):
+    monkeypatch.setattr(labeling, "MOST_IN_MEMORY", 5)
+    answers = labeling.Answers(classifier, 0.0, "")
+    first = answers([f"news {i}" for i in range(4)])
+    assert answers(["news 0", "more", "and more"])[0] == first[0]
+    assert answers.database.execute("SELECT count(*) FROM scores").fetchone() == (2,)
+    assert answers(["news 0"])[0] == pytest.approx(first[0])
+
+
 def test_a_killed_run_goes_on_and_ends_the_same(run_dir, tmp_path, label):
     random.seed(0)
     lines = [f"{i},{random.choice(TITLES[3:6])[:9]} number {i % 900}" if i % 7 else f"{i}," for i in range(6000)]

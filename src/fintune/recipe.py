@@ -155,8 +155,11 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
     """A layer on top of the one that its `extends` names, paths made absolute."""
+    content = None
     try:
-        content = path.read_bytes()[: LAYER_BYTES + 1] if path.is_file() else None
+        if path.is_file():
+            with path.open("rb") as file:
+                content = file.read(LAYER_BYTES + 1)
     except (OSError, ValueError) as error:  # ValueError: NUL in a path
         raise UserError(f"{path}: cannot be read ({error}); see data/ for tasks and configs/ for models") from error
     if content is None:
