@@ -15,7 +15,7 @@ from pathlib import Path
 from fintune.data import load_data
 from fintune.errors import UserError, run
 from fintune.ladder import Rung, Work, cannot_read, cannot_run, finished, run_all
-from fintune.recipe import read_layer, read_task
+from fintune.recipe import layered, read_layer, read_task
 from fintune.tiny import TINY
 
 import yaml
@@ -36,10 +36,10 @@ def main(argv: list[str]) -> None:
     planned, skipped = [], 0
     for name in args.tasks:
         path = ROOT / "data" / f"{name}.yaml"
-        task = read_task(path)
+        task, layer = read_task(path), read_layer(path)
         data = load_data(task, allow_sample=True)
         for rung in rungs:
-            recipe = {} if rung.script == "evaluate.py" else read_layer(path) | read_layer(rung.recipe)
+            recipe = {} if rung.script == "evaluate.py" else layered(layer, read_layer(rung.recipe))
             folder = Path("runs", task.task, rung.name)
             reason = reasons[rung.name] or cannot_read(rung, data) or finished(folder, recipe, data)
             if reason:

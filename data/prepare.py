@@ -15,9 +15,8 @@ from fintune import audit
 from fintune.data import load_data
 from fintune.errors import UserError, run
 from fintune.files import write_text
-from fintune.recipe import read_layer
+from fintune.recipe import read_task
 from fintune.tables import fault_of, kind_of, write_csv
-from fintune.task import make_task
 
 import yaml
 from rich.console import Console
@@ -66,7 +65,7 @@ def main(argv: list[str]) -> None:
     write_text(paths[1], task_text(args, counts, left_out))
     show(args.task, rows, counts, left_out)
 
-    task = make_task(read_layer(paths[1]), str(paths[1]))
+    task = read_task(paths[1])
     data = load_data(task)  # as training reads it: now rather than later
     print(*audit.lines(audit.audit(task, data)), sep="\n")
     print("repeats are kept, each cluster of them in one split")

@@ -102,9 +102,9 @@ MUTANTS = [
     ),
     (
         "a checkpoint's hashes not looked at",
-        "src/fintune/checkpoints.py",
-        "if sha256(path / name) != expected:",
-        "if False:",
+        "src/fintune/files.py",
+        "elif sha256(folder / name) != expected:",
+        "elif False:",
         "tests/test_end_to_end.py",
     ),
     (

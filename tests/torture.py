@@ -35,7 +35,7 @@ from fintune import machine
 from fintune.checkpoints import checkpoint_to_resume
 from fintune.data import _read, load_data
 from fintune.errors import UserError
-from fintune.files import sha256, write_text
+from fintune.files import hashes, sha256, write_text
 from fintune.inference import Classifier
 from fintune.recipe import RunArguments, parse_recipe
 from fintune.report import markdown_table
@@ -744,13 +744,12 @@ def foreign_runs(fault: Fault, run_dir: Path, encoder_dir: Path) -> None:
         run = Path("foreign")
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(source, run, ignore=shutil.ignore_patterns("checkpoint-*", ".lock"))
-        before = {path: sha256(path) for path in run.rglob("*") if path.is_file()}
+        before = hashes(run)
         spoil(run)
-        fired = before != {path: sha256(path) for path in run.rglob("*") if path.is_file()}
+        fired = before != hashes(run)
         if number >= 2 * len(spoils) and not may_pass:  # as somebody would who can write to the folder
             result = json.loads((run / "metrics.json").read_text())
-            files = {str(path.relative_to(run)): path for path in run.rglob("*") if path.is_file()}
-            result["files"] = {name: sha256(files[name]) for name in result["files"] if name in files}
+            result["files"] = {name: found for name, found in hashes(run).items() if name in result["files"]}
             if source == run_dir:
                 result["model"]["fingerprint"] = base_fingerprint(str(run / "base"), None)
             (run / "metrics.json").write_text(json.dumps(result))

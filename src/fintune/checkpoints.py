@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from fintune.errors import Stopped, UserError
-from fintune.files import sha256, write_json
+from fintune.files import faults, hashes, write_json
 
 from accelerate import PartialState
 from accelerate.utils import gather_object
@@ -45,7 +45,7 @@ class KeepCheckpoints(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
-        files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        files = hashes(folder)
         for name in (MANIFEST, f"{MANIFEST}.part"):  # of an earlier save of the same update
             files.pop(name, None)
         write_json(folder / MANIFEST, {"step": state.global_step, "recipe": self.recipe, "sha256": files})
@@ -168,11 +168,8 @@ def _fault(path: Path) -> str | None:
         return f"it has no {MANIFEST}, so its saving was cut off"
     except (ValueError, TypeError, KeyError, AttributeError):
         return f"its {MANIFEST} is not what was saved"
-    for name, expected in saved.items():
-        if not (path / name).is_file():
-            return f"{name} is missing"
-        if sha256(path / name) != expected:
-            return f"{name} is not what was saved"
+    for name, what in faults(path, saved):
+        return f"{name} is {what}"
     found = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()}
     if added := sorted(found - saved.keys() - {MANIFEST}):
         return f"{added[0]} was not saved with it"

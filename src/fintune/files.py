@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -31,3 +31,17 @@ def sha256(path: Path) -> str:
     """Hash of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """`sha256` of every file under a folder, by its name there."""
+    return {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def faults(folder: Path, saved: dict[str, str]) -> Iterator[tuple[str, str]]:
+    """(name, what is wrong) of each file that is not as its hash in `saved` says."""
+    for name, expected in saved.items():
+        if not (folder / name).is_file():
+            yield name, "missing"
+        elif sha256(folder / name) != expected:
+            yield name, "not what was saved"

@@ -18,7 +18,7 @@ from fintune.baichuan import as_llama
 from fintune.calibration import calibrate, scaled
 from fintune.data import TaskData
 from fintune.errors import UserError
-from fintune.files import sha256, write_json, write_text
+from fintune.files import faults, hashes, sha256, write_json, write_text
 from fintune.kv_heads import set_key_value_heads
 from fintune.metrics import LabelMetrics, expected_calibration_error
 from fintune.prompt import Prompt
@@ -173,12 +173,6 @@ def base_fingerprint(base: str, revision: str | None) -> str:
     for path in sorted(Path(base).glob("*.safetensors")):
         digest.update(sha256(path).encode())
     return digest.hexdigest()
-
-
-def _hashes(folder: Path) -> dict[str, str]:
-    """Of every file but PEFT's card, which its owner may write anew."""
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "README.md"]
-    return {str(path.relative_to(folder)): sha256(path) for path in files}
 
 
 def load_tokenizer(base: str, revision: str, chat_template_path: str | None) -> PreTrainedTokenizerBase:
@@ -381,11 +375,8 @@ def check_files(folder: Path, result: dict) -> None:
     Raises:
         UserError: a file is missing or has other bytes.
     """
-    for name, expected in result.get("files", {}).items():  # runs of before hold none
-        if not (folder / name).is_file():
-            raise UserError(f"{folder}/{name}: missing; copy the run's folder whole, or train it again")
-        if sha256(folder / name) != expected:
-            raise UserError(f"{folder}/{name}: not what was saved; copy the run's folder again, or train it again")
+    for name, what in faults(folder, result.get("files", {})):  # runs of before hold none
+        raise UserError(f"{folder}/{name}: {what}; copy the run's folder whole, or train it again")
 
 
 def calibration_of(result: dict) -> dict:
@@ -446,7 +437,9 @@ def save_run(folder: Path, recipe: Recipe, result: dict, predictions: list[dict]
     write_text(staging / "template.jinja", Path(recipe.task.template).read_text(encoding="utf-8"))
     here = replace(recipe, task=replace(recipe.task, template="template.jinja"), stated=stated)
     write_text(staging / "recipe.yaml", dump_recipe(here))
-    save_result(staging, result | {"files": _hashes(staging)}, predictions)
+    files = hashes(staging)
+    files.pop("README.md", None)  # PEFT's card, which its owner may write anew
+    save_result(staging, result | {"files": files}, predictions)
     (folder / "metrics.json").unlink(missing_ok=True)
     for path in sorted(staging.iterdir(), key=lambda path: path.name == "metrics.json"):
         if path.is_dir():
