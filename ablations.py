@@ -14,14 +14,14 @@ from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+import yaml
+from fintune.kv_heads import shareable
+from fintune.ladder import Rung, Work, cannot_read, cannot_run, finished, run_all
+
 from fintune import ablation_report, machine
 from fintune.data import load_data
 from fintune.errors import UserError, run
-from fintune.kv_heads import shareable
-from fintune.ladder import Rung, Work, cannot_read, cannot_run, finished, run_all
 from fintune.recipe import layered, read_layer, read_task
-
-import yaml
 
 ROOT = Path(__file__).parent
 NONE = "none"  # the overlay that is none: the recipe as it stands

@@ -12,13 +12,13 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from fintune.data import load_data
-from fintune.errors import UserError, run
+import yaml
 from fintune.ladder import Rung, Work, cannot_read, cannot_run, finished, run_all
-from fintune.recipe import layered, read_layer, read_task
 from fintune.tiny import TINY
 
-import yaml
+from fintune.data import load_data
+from fintune.errors import UserError, run
+from fintune.recipe import layered, read_layer, read_task
 
 ROOT = Path(__file__).parent
 SFT = ("tiny", "qwen3-0.6b", "qwen3-8b")  # of configs/, beside all of configs/baselines/

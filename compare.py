@@ -8,8 +8,9 @@ Writes runs/report.html and runs/report.md; only runs that were scored on the sa
 import argparse
 from pathlib import Path
 
-from fintune import report
 from fintune.comparison import compare_runs
+
+from fintune import report
 from fintune.errors import UserError, run
 from fintune.files import write_text
 

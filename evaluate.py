@@ -3,23 +3,25 @@
     python evaluate.py runs/sentiment/tiny [--split validation]
     python evaluate.py Qwen/Qwen3-0.6B --task data/sentiment.yaml [--dtype bfloat16 ...]
 
-(`import evaluate` still means the PyPI package: nothing is imported from this folder, see src/fintune/metrics.py.)
+Takes runs of train_sft.py and train_cls.py. (`import evaluate` still means the PyPI package: nothing is imported from
+this folder, see src/fintune/scoring/metrics.py.)
 """
 
 import argparse
 from pathlib import Path
 
-from fintune import machine, runs, tracking
-from fintune.data import SPLITS, load_data
-from fintune.errors import run
-from fintune.prompt import Prompt
-from fintune.recipe import RunArguments, parse_recipe
-from fintune.tiny import TINY
-
-from trl import ModelConfig, SFTConfig
-
-ARGS = (RunArguments, SFTConfig, ModelConfig)
-SCORING = ("--bf16", "false")  # of training, refused on a machine without a GPU; the weights keep `dtype`
+from fintune.data.load import SPLITS, load_data
+from fintune.errors import UserError, run
+from fintune.model.load import load_model, load_tokenizer, model_summary
+from fintune.model.prompt import Prompt
+from fintune.recipe.recipe import parse_recipe
+from fintune.results.folder import make_result, save_result
+from fintune.results.restore import ARGUMENTS, SCORING, load_scorer, read_recipe
+from fintune.results.summary import print_result
+from fintune.results.verify import check_weights, read_result
+from fintune.scoring.label_scorer import LabelScorer
+from fintune.scoring.scorer import evaluate
+from fintune.training import session, tracking
 
 
 def main(argv: list[str]) -> None:
@@ -28,41 +30,57 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--task", help="a task's YAML, for a model that was not trained here")
     parser.add_argument("--split", choices=SPLITS, default="test")
     args, flags = parser.parse_known_args(argv)
-    folder = Path(args.target)
-
     if args.task:
-        named = [args.task, "--model_name_or_path", args.target, "--report_to", "wandb"]
-        recipe = parse_recipe([*named, *SCORING, *flags], *ARGS)
-        recipe.name = f"{folder.name.lower()}-zero-shot"
-        base, adapter, trained = args.target, None, {}
-        folder = Path("runs", recipe.task.task, recipe.name)
+        zero_shot(args.target, args.task, args.split, flags)
     else:
-        trained = runs.load_result(folder)
-        recipe = parse_recipe([str(folder / "recipe.yaml"), *SCORING, "--report_to", "none", *flags], *ARGS)
-        recipe.name = trained["name"]
-        base, adapter = runs.base_of(folder, recipe.args[2]), folder
-    task, (run_args, training_args, model_args) = recipe.task, recipe.args
-    machine.check_fits(base, run_args.min_gpu_gib, training_args.use_cpu)
+        trained_run(Path(args.target), args.split, flags)
 
-    data = load_data(task, allow_sample=model_args.model_name_or_path == TINY)
-    runs.check_same(folder, trained, data, base, model_args)
-    tracking.prepare(recipe, training_args)
-    tokenizer = runs.load_tokenizer(str(adapter or base), model_args.model_revision, training_args.chat_template_path)
-    prompt = Prompt(task, tokenizer, training_args.max_length)
-    model = runs.load_model(model_args, base, training_args.device, run_args.key_value_heads, adapter)
+
+def trained_run(folder: Path, split: str, flags: list[str]) -> None:
+    """Score a run with the temperature that was fitted when it was trained."""
+    trained = read_result(folder)
+    check_weights(folder, trained)
+    recipe = read_recipe(folder, trained["script"], flags)
+    recipe.name = trained["name"]
+    session.check_machine(recipe, trained["model"]["base"])
+    data = load_data(recipe.task, allow_sample=trained["data"]["source"] == "sample")
+    if trained["data"]["sha256"] != data.sha256:
+        raise UserError(
+            f"{folder}: trained on {trained['data']['source']} data {trained['data']['sha256'][:12]}, found now is "
+            f"{data.source} data {data.sha256[:12]}; set FINTUNE_DATA as it was, or train again"
+        )
+    scorer = load_scorer(folder, recipe)
+    metrics, predictions = evaluate(scorer, recipe.task, data, trained["calibration"]["temperature"], split)
+
+    result = make_result(recipe, data, metrics, split)
+    for key in ("model", "training", "identity", "machine", "peak_memory_gib", "calibration", "files"):
+        result[key] = trained[key]  # those of the training
+    suffix = ("" if split == "test" else f"-{split}") + ("-flags" if flags else "")
+    save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe
+    print_result(result)
+
+
+def zero_shot(model_name: str, task_path: str, split: str, flags: list[str]) -> None:
+    """Score a language model as it is: probabilities are its own, without a temperature."""
+    words = [task_path, "--model_name_or_path", model_name, *SCORING, "--report_to", "wandb", *flags]
+    recipe = parse_recipe(words, *ARGUMENTS["train_sft.py"])
+    recipe.name = f"{Path(model_name).name.lower()}-zero-shot"
+    training_args, model_args = recipe.training_args, recipe.model_args
+    session.check_machine(recipe, model_name)
+    data = load_data(recipe.task)
+    tracking.open_run(recipe)
+    tokenizer = load_tokenizer(model_name, model_args.model_revision, training_args.chat_template_path)
+    prompt = Prompt(recipe.task, tokenizer, training_args.max_length)
+    model = load_model(model_args, model_name, training_args.device, recipe.run_args.key_value_heads)
     model.requires_grad_(False)  # nothing is trained here
-    temperature = trained.get("calibration", {}).get("temperature", 1.0)  # fitted when it was trained
-    metrics, predictions = runs.evaluate_model(task, data, prompt, model, temperature, args.split)
+    metrics, predictions = evaluate(LabelScorer(model, prompt), recipe.task, data, 1.0, split)
 
-    summary = trained.get("model") or runs.model_summary(model, base, model_args)
-    result = runs.make_result(recipe, data, metrics, args.split, model=summary, training=trained.get("training"))
-    result |= {
-        key: trained[key] for key in ("machine", "peak_memory_gib", "calibration", "files") if key in trained
-    }  # those of the training
-    suffix = ("" if args.split == "test" else f"-{args.split}") + ("-flags" if trained and flags else "")
-    runs.save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe
-    runs.print_result(result)
-    tracking.log_result(recipe, training_args, result, predictions)
+    summary = model_summary(model, model_name, model_name, model_args.model_revision)
+    result = make_result(recipe, data, metrics, split, model=summary)
+    folder = Path("runs", recipe.task.task, recipe.name)
+    save_result(folder, result, predictions, "" if split == "test" else f"-{split}")
+    print_result(result)
+    tracking.log_result(recipe, result, predictions)
 
 
 if __name__ == "__main__":

@@ -13,11 +13,12 @@ import sys
 from contextlib import redirect_stdout
 from pathlib import Path
 
-from fintune import runs
 from fintune.calibration import check_threshold, threshold_for
-from fintune.errors import UserError, run
 from fintune.inference import Classifier
 from fintune.labeling import identity, label_file, label_stream
+
+from fintune import runs
+from fintune.errors import UserError, run
 
 
 def main(argv: list[str]) -> int:

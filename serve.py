@@ -10,12 +10,12 @@ It knows no users: what is not this machine reaches it through a proxy of yours.
 import argparse
 from pathlib import Path
 
+import uvicorn
 from fintune.calibration import check_threshold
-from fintune.errors import run
 from fintune.inference import Classifier
 from fintune.service import create_app
 
-import uvicorn
+from fintune.errors import run
 
 
 def main(argv: list[str]) -> None:

@@ -7,78 +7,66 @@ The sibling of train_sft.py: same rows, splits, metrics and files. The epoch tha
 
 from pathlib import Path
 
-from fintune import audit, classifier, machine, runs, tracking
-from fintune.checkpoints import KeepCheckpoints, checkpoint_to_resume, claim, interruptible
-from fintune.classifier import ClassifierArguments, ClassifierTrainer, PlainText
-from fintune.data import load_data
-from fintune.errors import run
-from fintune.recipe import parse_recipe
-from fintune.watch import Watch, memory_advice
-
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, TrainingArguments
+
+from fintune.data.load import load_data
+from fintune.errors import run
+from fintune.model.encoder import EncoderArguments, EncoderInput, check_tokenizer, load_encoder
+from fintune.model.load import load_tokenizer, model_summary
+from fintune.recipe.recipe import parse_recipe
+from fintune.results.folder import make_result, save_run
+from fintune.results.summary import print_result
+from fintune.scoring.encoder_scorer import EncoderScorer
+from fintune.scoring.scorer import calibrate, evaluate
+from fintune.training import session, tracking
+from fintune.training.callbacks import CurveWatch
+from fintune.training.encoder import EncoderTrainer, accuracy, label_logits, loss_of
 
 
 def main(argv: list[str]) -> None:
-    recipe = parse_recipe(argv, ClassifierArguments, TrainingArguments)
-    task, (model_args, training_args) = recipe.task, recipe.args
-    folder, base = Path(training_args.output_dir), model_args.model_name_or_path
-    machine.check_fits(base, model_args.min_gpu_gib, training_args.use_cpu)
-    machine.check_one_gpu(training_args.n_gpu)
+    recipe = parse_recipe(argv, EncoderArguments, TrainingArguments, script="train_cls.py")
+    task, run_args, training_args = recipe.task, recipe.run_args, recipe.training_args
+    base, revision = run_args.model_name_or_path, run_args.model_revision
+    session.check_machine(recipe, base)
 
     # Rows, and the one function that turns them into token ids
     with training_args.main_process_first():  # of several (accelerate launch) one downloads
         data = load_data(task, allow_sample=Path(base).is_dir())
-    tokenizer = runs.load_tokenizer(base, model_args.model_revision, None)
-    classifier.check_tokenizer(tokenizer, base, model_args.model_revision, data.splits["train"]["text"])
-    model = classifier.load_classifier(model_args, base, task, training_args.device, training_args.seed)
-    prompt = PlainText(tokenizer, model.config, model_args.max_length)
-    train_dataset = prompt.training_rows(data.splits["train"])
-    eval_dataset = prompt.training_rows(data.splits["validation"])
-    print(*audit.lines(audit.audit(task, data)), sep="\n")
-    audit.check_leakage(task, data)
-    print(f"data: {data.summary()}, {prompt.cut_texts} texts cut to {model_args.max_length} tokens")
-    print(f"one row:\n{prompt.show(train_dataset[0])} -> {task.names[train_dataset[0]['labels']]}")
-
-    claim(folder, training_args.process_index)
-    tracking.prepare(recipe, training_args)
+    tokenizer = load_tokenizer(base, revision)
+    check_tokenizer(tokenizer, base, revision, data.splits["train"]["text"])
+    model = load_encoder(base, revision, task, training_args.device, training_args.seed)
+    encoder = EncoderInput(tokenizer, model.config, run_args.max_length)
+    train_dataset = encoder.training_rows(data.splits["train"])
+    eval_dataset = encoder.training_rows(data.splits["validation"])
+    session.start(recipe, data, encoder.describe(train_dataset[0], task.names))
 
     # The method: cross-entropy on the label, every weight trained, until validation accuracy stops rising
-    trainer = ClassifierTrainer(
+    trainer = EncoderTrainer(
         model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_loss_func=classifier.loss_of(data.class_weights(task), training_args.label_smoothing_factor),
-        compute_metrics=classifier.accuracy,
-        preprocess_logits_for_metrics=classifier.label_logits,
+        compute_loss_func=loss_of(data.class_weights(task), training_args.label_smoothing_factor),
+        compute_metrics=accuracy,
+        preprocess_logits_for_metrics=label_logits,
     )
-    keeper = KeepCheckpoints(recipe.stated | {"data": data.sha256, "one row": prompt.show(train_dataset[0])})
-    trainer.add_callback(keeper)
-    trainer.add_callback(Watch(trainer))
-    trainer.add_callback(EarlyStoppingCallback(model_args.early_stopping_patience))
-    summary = runs.model_summary(trainer.model, base, model_args)
-    machine.check_disk(folder, summary["trained_parameters"], training_args.save_total_limit)
-    print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
-    with training_args.main_process_first():
-        checkpoint = checkpoint_to_resume(folder, training_args.resume_from_checkpoint, keeper.recipe)
-    with interruptible(trainer, keeper), memory_advice(training_args):
-        output = trainer.train(checkpoint)
+    trainer.add_callback(CurveWatch(trainer))
+    trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))
+    summary = model_summary(trainer.model, base, base, revision)
+    training = session.train(trainer, recipe, data, summary)
     if training_args.process_index > 0:  # one is enough from here on
         return
 
-    # The score: probabilities of the labels on the test split, set beside the paper's figure
-    calibration = classifier.calibrate_classifier(data, prompt, trainer.model)
-    temperature = calibration["temperature"]
-    metrics, predictions = classifier.evaluate_classifier(task, data, prompt, trainer.model, temperature)
-    training = {**output.metrics, "updates": output.global_step, "resumed_from": checkpoint}
-    training["log"] = trainer.state.log_history
-    training |= {"best_update": trainer.state.best_global_step, "best_eval_accuracy": trainer.state.best_metric}
-    result = runs.make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
-    runs.save_run(folder, recipe, result, predictions, trainer.model, tokenizer)
-    runs.print_result(result)
-    tracking.log_result(recipe, training_args, result, predictions)
+    # The score: probabilities of the labels on the test split, beside the paper's figure
+    scorer = EncoderScorer(trainer.model, encoder)
+    calibration = calibrate(scorer, data)
+    metrics, predictions = evaluate(scorer, task, data, calibration["temperature"])
+    result = make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
+    save_run(recipe, result, predictions, trainer.model, tokenizer)
+    print_result(result)
+    tracking.log_result(recipe, result, predictions)
 
 
 if __name__ == "__main__":

@@ -4,13 +4,12 @@ import logging
 
 __version__ = "0.1.0"
 
-# Notes that libraries print while they load, of no use to who trains; imports of fintune stand first for this
-logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on a CPU it warns of GPU functions that nobody asked for
 
 
 def __getattr__(name: str):
-    if name == "Classifier":  # loads torch and transformers, which many an import of fintune can do without
-        from fintune.inference import Classifier
+    if name == "Classifier":
+        from fintune.deploy.classifier import Classifier
 
         return Classifier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,14 +14,12 @@ from urllib.parse import urlparse
 
 from fintune.errors import UserError
 
-import torch
-from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
-from transformers.utils import is_flash_attn_2_available
+# torch, transformers and huggingface_hub take seconds to import: only the functions that need them do
 
 GIB = 2**30
 
-# (free GPU memory in GiB, recipe, flags): the first that fits is taken
-LADDER = [
+# (free GPU memory in GiB, recipe, flags, what it is): the first that fits is taken
+GPU_TIERS = [
     (40, "qwen3-8b", "", "bf16"),
     (20, "qwen3-8b", "--gradient_checkpointing true", "bf16 with gradient checkpointing"),
     (12, "qwen3-8b-qlora", "", "4-bit"),
@@ -31,16 +29,18 @@ LADDER = [
 
 def free_gpu_gib() -> float:
     """Free memory of the first CUDA device in GiB; 0 without one."""
+    import torch
+
     return torch.cuda.mem_get_info()[0] / GIB if torch.cuda.is_available() else 0.0
 
 
 def choose_model(free_gib: float) -> tuple[str, str, str]:
     """(recipe name, extra flags, reason) for a machine with that much free GPU memory."""
-    for needed, name, flags, how in LADDER:
+    for needed, name, flags, how in GPU_TIERS:
         if free_gib >= needed:
             return name, flags, f"{name} in {how}: {free_gib:.0f} GiB of GPU memory free, it wants {needed}"
     found = f"{free_gib:.1f} GiB of GPU memory free" if free_gib else "no CUDA device here"
-    return "tiny", "", f"tiny: {found}, and {LADDER[-1][1]} wants {LADDER[-1][0]} GiB"
+    return "tiny", "", f"tiny: {found}, and {GPU_TIERS[-1][1]} wants {GPU_TIERS[-1][0]} GiB"
 
 
 def check_fits(model: str, min_gpu_gib: float, use_cpu: bool) -> None:
@@ -53,7 +53,7 @@ def check_fits(model: str, min_gpu_gib: float, use_cpu: bool) -> None:
     if free < min_gpu_gib and not use_cpu:
         raise UserError(
             f"{model} needs {min_gpu_gib:g} GiB of free GPU memory, this machine has {free:.1f}; take a smaller model "
-            "(MODEL=auto picks one), or force the CPU with --use_cpu true --bf16 false and much patience"
+            "(MODEL=auto picks one), or force the CPU with --use_cpu true --bf16 false, which takes long"
         )
 
 
@@ -102,17 +102,24 @@ def reachable(url: str, seconds: float = 2.0) -> bool:
 @cache
 def hub_reachable() -> bool:
     """Whether the Hugging Face Hub (`HF_ENDPOINT`) may be asked: not in offline mode, and it answers."""
+    from huggingface_hub.constants import ENDPOINT, HF_HUB_OFFLINE
+
     proxied = os.environ.get("HTTPS_PROXY") or os.environ.get("https_proxy")  # only the proxy need answer then
     return not HF_HUB_OFFLINE and bool(proxied or reachable(ENDPOINT))
 
 
 def attention() -> str:
     """FlashAttention 2 where the package and a CUDA device are there, else PyTorch's own SDPA."""
+    import torch
+    from transformers.utils import is_flash_attn_2_available
+
     return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
 
 
 def peak_memory_gib() -> dict[str, float]:
     """Peak of this process so far: resident memory, and GPU memory where there is one."""
+    import torch
+
     peak = {"ram": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20}  # kilobytes on Linux
     if torch.cuda.is_available():
         peak["gpu"] = torch.cuda.max_memory_allocated() / GIB
@@ -121,6 +128,8 @@ def peak_memory_gib() -> dict[str, float]:
 
 def description() -> dict:
     """Where a number was measured: processor, GPU, versions, git commit."""
+    import torch
+
     packages = (
         "torch",
         "transformers",
@@ -166,11 +175,13 @@ def _version(name: str) -> str | None:
         return None
 
 
-if __name__ == "__main__":
-    wanted = sys.argv[1] if len(sys.argv) > 1 else "auto"
-    if wanted == "auto":
-        name, flags, reason = choose_model(free_gpu_gib())
+def main(wanted: str = "auto") -> None:
+    """Print the recipe file and flags of `MODEL=`."""
+    name, flags, reason = choose_model(free_gpu_gib()) if wanted == "auto" else (wanted, "", "")
+    if reason:
         print(f"MODEL=auto chose {reason}", file=sys.stderr)
-    else:
-        name, flags = wanted, ""
     print(f"configs/{name}.yaml {flags}".strip())
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,109 @@
+"""What is wrong with a task's rows, before anything is trained on them: repeats, leaks, contradictions, odd texts."""
+
+import re
+from collections import Counter, defaultdict
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from fintune.data.load import TaskData
+from fintune.data.splits import URL, normalise
+from fintune.errors import UserError
+from fintune.recipe.task import Task
+
+ODD = {  # what a text holds, by a pattern that finds it
+    "what may be garbled (such as + or - before a character beyond ASCII)": r"[+-][^\x00-\x7f]|\ufffd|Ã.|â€",
+    "HTML entities": r"&(?:amp|lt|gt|quot|apos|nbsp|#\d+);",
+    "control characters": r"[\x00-\x08\x0b-\x1f\x7f-\x9f]",
+    "zero-width or bidirectional characters": r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]",
+    "the beginning of a spreadsheet's formula": r"^[=+\-@\t\r]",
+}
+
+
+def audit(task: Task, data: TaskData) -> dict:
+    """Counts over all splits; near-duplicates share 0.6 of their word pairs, see fintune/data/splits.py.
+
+    Returns:
+        rows: split -> label -> rows; repeats: kind -> rows that repeat an earlier one; leaked: kind -> test rows that
+        stand in train or validation too; contradictions: texts, once normalised, with several labels; odd: what ->
+        rows; characters: median and most of a text.
+    """
+    splits = {split: list(rows) for split, rows in data.splits.items()}
+    texts = [row["text"] for rows in splits.values() for row in rows]
+    at = np.repeat(list(splits), [len(rows) for rows in splits.values()])
+    keys = {
+        "exact": texts,
+        "once case, links and punctuation are dropped": [normalise(text) for text in texts],
+        "nearly": [row["cluster"] for row in _flat(splits)],
+    }
+    labels_of = defaultdict(set)
+    for key, rows in zip(keys["once case, links and punctuation are dropped"], _flat(splits), strict=True):
+        labels_of[key].add(rows["label"])
+    leaked = {}
+    for kind, found in keys.items():
+        seen = {key for key, split in zip(found, at, strict=True) if split != "test"}
+        leaked[kind] = sum(key in seen for key, split in zip(found, at, strict=True) if split == "test")
+    odd = {what: sum(bool(re.search(pattern, text)) for text in texts) for what, pattern in ODD.items()}
+    odd["nothing once links are dropped"] = sum(not normalise(URL.sub(" ", text)) for text in texts)
+    lengths = [len(text) for text in texts]
+    return {
+        "rows": {
+            split: {task.names[label]: count for label, count in sorted(Counter(r["label"] for r in rows).items())}
+            for split, rows in splits.items()
+        },
+        "repeats": {kind: len(found) - len(set(found)) for kind, found in keys.items()},
+        "leaked": leaked,
+        "contradictions": sum(len(labels) > 1 for labels in labels_of.values()),
+        "odd": odd,
+        "characters": {"median": float(np.median(lengths)), "most": max(lengths)},
+    }
+
+
+def _flat(splits: dict[str, list[dict]]) -> list[dict]:
+    return [row for rows in splits.values() for row in rows]
+
+
+def check_leakage(task: Task, data: TaskData) -> None:
+    """Refuse to train where too much of the test split stands in training.
+
+    Raises:
+        UserError: more than the task's `max_leakage` of it, once case, links and punctuation are dropped.
+    """
+    leaked = data.clean.count(False) / len(data.clean)
+    if leaked > task.max_leakage:
+        raise UserError(
+            f"{task.task}: {data.clean.count(False)} of {len(data.clean)} test rows ({leaked:.1%}) stand in training "
+            f"or validation too, above max_leakage {task.max_leakage:g}; take them out of the test file, or state a "
+            "higher `max_leakage` in the task's YAML (accuracy_clean leaves them out either way)"
+        )
+
+
+def lines(found: dict) -> list[str]:
+    """The report as lines, for what prints before training."""
+    rows = sum(sum(counts.values()) for counts in found["rows"].values())
+    leaked = ", ".join(f"{count:,} {kind}" for kind, count in found["leaked"].items())
+    repeats = ", ".join(f"{count:,} {kind}" for kind, count in found["repeats"].items())
+    odd = ", ".join(f"{count:,} hold {what}" for what, count in found["odd"].items() if count)
+    return [
+        f"audit: of {rows:,} rows repeat an earlier one: {repeats}; {found['contradictions']:,} texts have two labels",
+        f"audit: of {sum(found['rows']['test'].values()):,} test rows stand in training or validation too: {leaked}",
+        *([f"audit: {odd}"] if odd else []),
+    ]
+
+
+def show(task: Task, found: dict) -> None:
+    table = Table(title=f"{task.task}: rows by label")
+    table.add_column("label")
+    for split in found["rows"]:
+        table.add_column(split, justify="right")
+    for name in task.names:
+        table.add_row(name, *(f"{counts.get(name, 0):,}" for counts in found["rows"].values()))
+    Console().print(table)
+    counts = Counter(found["rows"]["train"])
+    most, least = max(counts.values()), min(counts.values())
+    print(f"imbalance: the commonest class has {most / least:.1f} times the training rows of the rarest")
+    characters = found["characters"]
+    print(f"length: {characters['median']:.0f} characters in the median, {characters['most']:,} at most")
+    for line in lines(found):
+        print(line.removeprefix("audit: "))

@@ -1,0 +1,250 @@
+"""Rows of a task, from file to splits: every row is read, checked and counted, none is dropped."""
+
+import csv
+import hashlib
+import io
+import os
+import time
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import Dataset
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
+from sklearn.utils.class_weight import compute_class_weight
+
+from fintune.data.splits import normalise, share_rows, split_rows
+from fintune.errors import UserError
+from fintune.machine import hub_reachable
+from fintune.recipe.task import DataFile, Task
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclass
+class TaskData:
+    """A task's rows.
+
+    Attributes:
+        splits: split -> Dataset of columns text (str), label (id), file and line (where it is), cluster (equal for
+            near-duplicates).
+        source: `mirror`, `hub`, `sample` or `file`: results of different sources never share a table.
+        sha256: hash over the bytes of all files and the split's settings; the same hash means the same splits.
+        clean: for each test row, whether no row of train or validation equals it once normalised.
+    """
+
+    splits: dict[str, Dataset]
+    source: str
+    sha256: str
+    clean: list[bool]
+
+    def class_weights(self, task: Task) -> list[float] | None:
+        """By label id rows / (labels x rows of the label), counted in the training split; None where not asked for."""
+        if task.class_weights is None:
+            return None
+        labels = np.asarray(self.splits["train"]["label"])
+        return compute_class_weight(task.class_weights, classes=np.arange(len(task.labels)), y=labels).tolist()
+
+    def summary(self) -> dict:
+        """What a result says of the data it saw."""
+        return {
+            "source": self.source,
+            "sha256": self.sha256,
+            "rows": {split: len(rows) for split, rows in self.splits.items()},
+            "test_rows_repeated_in_train": self.clean.count(False),
+        }
+
+
+def load_data(task: Task, allow_sample: bool = False) -> TaskData:
+    """Read a task's files from the mirror, the Hub or beside its YAML, and split them.
+
+    Args:
+        allow_sample: fall back to the invented sample rows where neither mirror nor Hub is there.
+
+    Raises:
+        UserError: a file is missing or has other bytes or rows than the YAML says; a row has no text or a label that
+            the task does not list; a class is missing from a split.
+    """
+    source, files, contents = _fetch(task, allow_sample)
+    rows = {split: _read(task, files[split], content) for split, content in contents.items()}
+    digest = hashlib.sha256(repr(sorted(task.split.items())).encode())
+    for split in sorted(contents):
+        digest.update(split.encode() + hashlib.sha256(contents[split]).digest())
+    rows = split_rows(task, rows)
+    seen = {normalise(row["text"]) for split in ("train", "validation") for row in rows[split]}
+    rows["train"] = share_rows(rows["train"], task.train_share)
+    for split, found in rows.items():
+        missing = set(range(len(task.labels))) - {row["label"] for row in found}
+        if missing:
+            names = ", ".join(task.names[label] for label in sorted(missing))
+            raise UserError(
+                f"{task.task}: no row of class {names} in the {split} split of {len(found)} rows; "
+                "give more rows of it, or take it out of `labels`"
+            )
+    return TaskData(
+        splits={split: Dataset.from_list(rows[split]) for split in SPLITS},
+        source=source,
+        sha256=digest.hexdigest(),
+        clean=[normalise(row["text"]) not in seen for row in rows["test"]],
+    )
+
+
+def _fetch(task: Task, allow_sample: bool) -> tuple[str, dict[str, DataFile], dict[str, bytes]]:
+    mirror = os.environ.get("FINTUNE_DATA")
+    if not task.hub:
+        return "file", task.files, {split: _file_bytes(file, Path(file.path)) for split, file in task.files.items()}
+    if mirror:
+        return (
+            "mirror",
+            task.files,
+            {split: _file_bytes(file, Path(mirror) / file.path) for split, file in task.files.items()},
+        )
+    try:
+        return "hub", task.files, {split: _hub_bytes(task, file) for split, file in task.files.items()}
+    except HfHubHTTPError as error:
+        what = f"{type(error).__name__}, status {error.response.status_code}"
+        raise UserError(f"{task.task}: the Hub does not give {task.hub} ({what}); {_set_mirror(task)}") from error
+    except (LocalEntryNotFoundError, HTTPError) as error:  # the latter of a proxy that lets nothing through
+        if not (allow_sample and task.sample):
+            raise UserError(f"{task.task}: the Hub is out of reach; connect, or {_set_mirror(task)}") from error
+    print(
+        f"data: the Hub is out of reach and FINTUNE_DATA is not set, so the invented sample of `{task.task}` is used"
+    )
+    return "sample", task.sample, {split: _file_bytes(file, Path(file.path)) for split, file in task.sample.items()}
+
+
+def _set_mirror(task: Task) -> str:
+    return "set FINTUNE_DATA to a folder that holds " + ", ".join(file.path for file in task.files.values())
+
+
+def _file_bytes(file: DataFile, path: Path) -> bytes:
+    try:
+        return _checked(file, path.read_bytes(), str(path))
+    except (FileNotFoundError, IsADirectoryError) as error:
+        place = (
+            "the folder FINTUNE_DATA lacks it" if os.environ.get("FINTUNE_DATA") else "mend `files` in the task's YAML"
+        )
+        raise UserError(f"{path}: no such file; {place}") from error
+
+
+def _hub_bytes(task: Task, file: DataFile) -> bytes:
+    """A file of the pinned revision, fetched up to three times where it comes cut, with an error or with other bytes.
+
+    The Hub's client tries again by itself where it gets no answer or a busy one.
+    """
+    name, _, member = (file.hub_path or file.path).partition("::")
+    where, online = f"{task.hub}/{file.hub_path or file.path}", hub_reachable()
+    for tries_left in (2, 1, 0):
+        try:
+            local = hf_hub_download(
+                task.hub,
+                name,
+                repo_type="dataset",
+                revision=task.revision,
+                local_files_only=not online,
+                force_download=tries_left < 2,
+            )
+            return _checked(file, _content(Path(local), member), where)
+        except Exception as error:  # each layer has kinds of its own: HTTP, a cut body, a bad archive, other bytes
+            answered = isinstance(error, HfHubHTTPError)
+            refused = answered and error.response.status_code < 500
+            unconnected = type(error).__name__ in (
+                "ConnectError",
+                "ConnectTimeout",
+                "ProxyError",
+            )  # httpx's or httpx2's
+            silent = isinstance(error, LocalEntryNotFoundError) or unconnected
+            if refused or silent or not online:
+                raise
+            cause = error.__cause__ if isinstance(error, ValueError) and error.__cause__ else error
+            problem = str(cause) or type(cause).__name__
+            if not tries_left:
+                what = problem if isinstance(error, UserError) else f"{where}: {problem}; try again later"
+                raise UserError(f"{' '.join(what.split())} (fetched three times)") from error
+            print(f"data: {' '.join(problem.split())}: {where} is fetched again")
+            time.sleep(3 - tries_left)
+
+
+def _content(path: Path, member: str) -> bytes:
+    if not member:
+        return path.read_bytes()
+    with zipfile.ZipFile(path) as archive:
+        return archive.read(member)
+
+
+def _checked(file: DataFile, content: bytes, where: str) -> bytes:
+    found = hashlib.sha256(content).hexdigest()
+    if file.sha256 and found != file.sha256:
+        raise UserError(
+            f"{where}: SHA-256 is {found}, the task pins {file.sha256}; fetch the file again, or pin the new one"
+        )
+    return content
+
+
+def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
+    name = Path(file.path).name
+    try:
+        text = content.decode(file.encoding)
+    except LookupError as error:
+        raise UserError(f"{name}: encoding {file.encoding!r} is unknown; take one that Python knows") from error
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise UserError(
+            f"{name}:{line}: not {file.encoding} ({error.reason}); convert it, or set `encoding`"
+        ) from error
+    read = _read_at_lines if name.endswith(".txt") else _read_csv
+    ids = {label_name: label for label, label_name in enumerate(task.names)}
+    ids |= {value: label for label, value in enumerate(task.labels)}  # what the file holds wins over a name
+    rows = []
+    for line, row_text, value in read(task, text, name):
+        if not row_text.strip():
+            raise UserError(f"{name}:{line}: the text is empty; every row needs one, so mend or remove the row")
+        if value.strip() not in ids:
+            raise UserError(
+                f"{name}:{line}: label {value!r} is not among {list(task.labels)}; add it to `labels` or mend the row"
+            )
+        rows.append({"text": row_text, "label": ids[value.strip()], "file": name, "line": line})
+    if not rows:
+        raise UserError(f"{name}: no rows below its header; give the file that holds them")
+    if file.rows is not None and len(rows) != file.rows:
+        raise UserError(f"{name}: {len(rows)} rows, the task's YAML says {file.rows}; fetch it again, or mend `rows`")
+    return rows
+
+
+def _read_at_lines(task: Task, text: str, name: str):
+    """Financial PhraseBank's own format, `text@label`; not splitlines(), which also splits at U+0085 and U+2028."""
+    for line, row in enumerate(text.split("\n"), start=1):
+        row = row.removesuffix("\r")
+        if row:
+            if "@" not in row:
+                raise UserError(f"{name}:{line}: no `@` between text and label in {row[:60]!r}; mend the row")
+            row_text, _, value = row.rpartition("@")
+            yield line, row_text, value
+
+
+def _is_where(count: int) -> str:
+    return "is missing from" if count == 0 else f"appears {count} times in"
+
+
+def _read_csv(task: Task, text: str, name: str):
+    """Cells stay text: \"NA\" and \"007\" are headlines like any other, where pandas would read a gap and a 7."""
+    reader, start = csv.reader(io.StringIO(text, newline=""), strict=True), 1
+    csv.field_size_limit(len(text) + 1)
+    try:
+        header = next(reader, [])
+        columns = {}
+        for column in (task.text_column, task.label_column):
+            if header.count(column) != 1:
+                raise UserError(f"{name}: column {column!r} {_is_where(header.count(column))} the header {header}")
+            columns[column] = header.index(column)
+        start = reader.line_num + 1
+        for row in reader:
+            if row and len(row) != len(header):
+                raise UserError(f"{name}:{start}: {len(row)} cells where the header has {len(header)}; mend the row")
+            if row:
+                yield start, row[columns[task.text_column]], row[columns[task.label_column]]
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise UserError(f"{name}:{start}: {error}; the row that starts there is no valid CSV") from error

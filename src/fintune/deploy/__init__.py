@@ -1,0 +1,1 @@
+"""A finished run at work: files, streams, HTTP, clusters, plain weights."""

@@ -1,0 +1,185 @@
+"""Label a folder of Parquet files on a Ray cluster: one file is the unit of work, whole or not there.
+
+An actor labels a file as predict.py does alone, so what a killed one leaves behind, another takes up. Folders are
+paths that every node sees, or URIs of a bucket (s3://, gs://), whose files pass through a node's temporary folder.
+"""
+
+import json
+import sys
+import tempfile
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import ray
+from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
+from ray.data import ActorPoolStrategy
+
+from fintune.deploy.classifier import Classifier
+from fintune.deploy.files import label_file
+from fintune.errors import UserError
+
+RUN = "_run.json"  # in the output folder: what its files were labelled with; a leading _ hides it from readers
+REJECTED = ".rejected.jsonl"
+
+
+def label_folder(
+    run_dir: Path, run: list, source: str, target: str, text_column: str, least: float, prefix: str
+) -> tuple[int, int]:
+    """Label every .parquet file of `source` into the file of the same name in `target`; files that are there, stay.
+
+    Actors take a GPU each, or a CPU each in a cluster without one. The cluster is that of RAY_ADDRESS, else this
+    machine. Stopped at any moment, the same call goes on.
+
+    Args:
+        run_dir: the run, which every node must see at that path.
+        run: its `identity`.
+
+    Returns:
+        (labelled, rejected) rows of all files, also of earlier calls, counted in what was written.
+
+    Raises:
+        UserError: there is no Parquet file; `target` holds files of another run or other options; a file could not be
+            labelled, once all others are.
+    """
+    source, target = (folder if "://" in folder else str(Path(folder).resolve()) for folder in (source, target))
+    if source == target:
+        raise UserError(f"{target}: is the input's folder; name another one for the output")
+    files, there = parquet_files(source), parquet_files(target, missing_ok=True)
+    if not files:
+        raise UserError(f"{source}: no .parquet file in it; name the folder that holds them")
+    options = (text_column, least, prefix)
+    _check_run(target, [*run, *options], begun=bool(there))
+    todo = sorted(set(files) - {name for name in there if not _cut_off(target, name)})
+    print(f"{len(files):,} files, {len(files) - len(todo):,} of them done before", file=sys.stderr)
+    failed = []
+    if todo:
+        ray.init(ignore_reinit_error=True, log_to_driver=False, runtime_env={"env_vars": {"TQDM_DISABLE": "1"}})
+        gpus, cpus = ray.cluster_resources().get("GPU", 0), ray.cluster_resources().get("CPU", 0)
+        most = max(1, min(len(todo), int(gpus or cpus)))
+        work = ray.data.from_items([{"file": name} for name in todo], override_num_blocks=len(todo)).map_batches(
+            Labeller,
+            fn_constructor_args=(str(run_dir.resolve()), source, target, options),
+            batch_size=1,
+            compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1),
+            num_cpus=0 if gpus else 1,
+            num_gpus=1 if gpus else 0,
+        )
+        failed = [row for row in work.iter_rows() if row["error"]]
+    if failed:
+        raise UserError(
+            f"{len(failed)} of {len(files)} files could not be labelled, the others are; first {failed[0]['file']}: "
+            f"{failed[0]['error']}"
+        )
+    return count(source, target, files)
+
+
+class Labeller:
+    """An actor: the run, loaded once, and one file after the other."""
+
+    def __init__(self, run_dir: str, source: str, target: str, options: tuple):
+        self.run_dir, self.source, self.target, self.options = Path(run_dir), source, target, options
+        with redirect_stdout(sys.stderr):
+            self.classifier = Classifier.from_pretrained(self.run_dir)
+
+    def __call__(self, batch: dict) -> dict:
+        [name] = batch["file"]
+        try:
+            self.label(name)
+        except Exception as error:  # of one file, out of memory too: the others are labelled all the same
+            return {"file": [name], "error": [f"{type(error).__name__}: {error}"]}
+        return {"file": [name], "error": [""]}
+
+    def label(self, name: str) -> None:
+        (here, folder), (there, out) = location(self.source), location(self.target)
+        local = LocalFileSystem()
+        if isinstance(here, LocalFileSystem) and isinstance(there, LocalFileSystem):
+            if not Path(out, name).exists() or _cut_off(self.target, name):  # else done, by one that died thereafter
+                label_file(self.classifier, self.run_dir, Path(folder, name), Path(out, name), *self.options)
+            return
+        with tempfile.TemporaryDirectory() as scratch:
+            taken, made = Path(scratch, "in", name), Path(scratch, "out", name)
+            for path in (taken, made):
+                path.parent.mkdir(parents=True)
+            copy_files(f"{folder}/{name}", str(taken), here, local)
+            label_file(self.classifier, self.run_dir, taken, made, *self.options)
+            if there.get_file_info(f"{out}/{name}{REJECTED}").type is not FileType.NotFound:
+                there.delete_file(f"{out}/{name}{REJECTED}")  # of other rows
+            for path in sorted(made.parent.iterdir(), reverse=True):  # rejected rows first: where a file is, all is
+                copy_files(str(path), f"{out}/{path.name}", local, there)
+
+
+def location(folder: str) -> tuple[FileSystem, str]:
+    """File system and path of a folder: a path, or a URI."""
+    if "://" not in folder:
+        return LocalFileSystem(), str(Path(folder).resolve())
+    try:
+        return FileSystem.from_uri(folder)
+    except (ValueError, OSError) as error:
+        raise UserError(f"{folder}: {error}; give a path, or a URI such as s3://bucket/folder") from error
+
+
+def parquet_files(folder: str, missing_ok: bool = False) -> list[str]:
+    """Names of the .parquet files in a folder, not below it, without those that a reader hides."""
+    files, path = location(folder)
+    try:
+        found = files.get_file_info(FileSelector(path, allow_not_found=missing_ok))
+    except OSError as error:
+        raise UserError(f"{folder}: cannot be listed ({error}); check the name and the access to it") from error
+    hidden = (".", "_")
+    return sorted(
+        info.base_name
+        for info in found
+        if info.type is FileType.File and info.extension == "parquet" and not info.base_name.startswith(hidden)
+    )
+
+
+def _cut_off(target: str, name: str) -> bool:
+    """Whether labelling the file was killed while it cleaned up."""
+    files, path = location(target)
+    return files.get_file_info(f"{path}/{name}.parts/manifest.json").type is FileType.File
+
+
+def _check_run(target: str, run: list, begun: bool) -> None:
+    """Refuse a folder whose files another run labelled; else leave this one's name in it.
+
+    Args:
+        begun: whether there are files in it.
+    """
+    files, path = location(target)
+    content, place = json.dumps(run).encode(), f"{path}/{RUN}"
+    try:
+        files.create_dir(path)
+        if not begun:
+            with files.open_output_stream(place) as stream:
+                stream.write(content)
+        with files.open_input_stream(place) as stream:
+            same = stream.read() == content
+    except OSError as error:
+        raise UserError(f"{target}: {place} cannot be written and read ({error}); name another folder") from error
+    if not same:
+        raise UserError(f"{target}: was begun with another run or other options; name another folder")
+
+
+def count(source: str, target: str, names: list[str]) -> tuple[int, int]:
+    """(labelled, rejected) rows as they stand in the files.
+
+    Raises:
+        UserError: a file's rows are not those that went in.
+    """
+    (here, folder), (there, out) = location(source), location(target)
+    labelled = rejected = 0
+    for name in names:
+        rows_in = pq.read_metadata(f"{folder}/{name}", filesystem=here).num_rows
+        rows_out = pq.read_metadata(f"{out}/{name}", filesystem=there).num_rows
+        bad = 0
+        if there.get_file_info(f"{out}/{name}{REJECTED}").type is not FileType.NotFound:
+            with there.open_input_stream(f"{out}/{name}{REJECTED}") as stream:
+                bad = stream.read().count(b"\n")
+        if rows_in != rows_out + bad:
+            raise UserError(
+                f"{target}/{name}: {rows_out} rows and {bad} rejected of {rows_in} in {source}; the input was changed "
+                "since: remove the file and label it again"
+            )
+        labelled, rejected = labelled + rows_out, rejected + bad
+    return labelled, rejected

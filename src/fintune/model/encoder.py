@@ -1,0 +1,178 @@
+"""An encoder with a classification head, and the token ids that it reads."""
+
+from dataclasses import dataclass, field
+
+import torch
+from datasets import Dataset
+from tokenizers import Tokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PretrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import cached_file
+
+from fintune.errors import UserError
+from fintune.model.load import missing_model
+from fintune.recipe.recipe import RunArguments
+from fintune.recipe.task import Task
+
+
+@dataclass(kw_only=True)
+class EncoderArguments(RunArguments):
+    """Keys of train_cls.py."""
+
+    model_name_or_path: str = field(metadata={"help": "Encoder on the Hub, or a local folder with safetensors."})
+    model_revision: str | None = field(default=None, metadata={"help": "Commit of the Hub repository."})
+    max_length: int = field(
+        default=360, metadata={"help": "Tokens of a text with its special tokens; longer texts are truncated."}
+    )
+    early_stopping_patience: int = field(
+        default=3, metadata={"help": "Evaluations on validation without a better one after which training ends."}
+    )
+
+
+class EncoderInput:
+    """A text's own tokens between the encoder's special ones: no instruction, no label.
+
+    Attributes:
+        truncated_texts: how many of the texts encoded so far were truncated to `max_length`.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, max_length: int):
+        """
+        Args:
+            config: the model's, for its end token, its padding token and the positions it knows.
+            max_length: tokens of a text with its special tokens; longer ones lose their end.
+
+        Raises:
+            UserError: tokenizer and model do not fit each other, or `max_length` is more than the model can read.
+        """
+        self.tokenizer, self.max_length = tokenizer, max_length
+        self.truncated_texts = 0
+        # T5 and BART read their answer at the end token: one of it, at the end, or another token is read
+        self._end = config.eos_token_id if config.is_encoder_decoder else None
+        name, pad = tokenizer.name_or_path, tokenizer.pad_token_id
+        if pad is None or pad != config.pad_token_id:
+            raise UserError(
+                f"{name}: the tokenizer pads with {pad}, the model takes {config.pad_token_id} for padding; "
+                "fix `pad_token` in tokenizer_config.json or `pad_token_id` in config.json"
+            )
+        positions = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", max_length))
+        if max_length > positions:
+            raise UserError(f"{name}: max_length is {max_length}, the model reads {positions} tokens; lower it")
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Token ids of each text; control tokens inside it (`[SEP]`, `</s>`) stay plain characters.
+
+        Raises:
+            UserError: a text does not end in the end token that the model reads its answer at.
+        """
+        if not texts:
+            return []
+        rows = self.tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]
+        long = [row for row, ids in enumerate(rows) if len(ids) > self.max_length]
+        self.truncated_texts += len(long)
+        for row in long:
+            rows[row] = self.tokenizer(
+                texts[row], split_special_tokens=True, truncation=True, max_length=self.max_length
+            )["input_ids"]
+        if self._end is not None:
+            for text, ids in zip(texts, rows, strict=True):
+                if ids[-1:] != [self._end] or ids.count(self._end) != 1:
+                    raise UserError(
+                        f"{self.tokenizer.name_or_path}: {text[:40]!r} has {ids.count(self._end)} end tokens and ends "
+                        f"in {self.tokenizer.decode(ids[-1:])!r}; the model reads its answer at one end token, so let "
+                        "the tokenizer's post-processor add it (`add_eos_token` or tokenizer.json)"
+                    )
+        return rows
+
+    def training_rows(self, rows: Dataset) -> Dataset:
+        """`input_ids` and `labels` (the label id) of each row, in the rows' order."""
+        return Dataset.from_dict({"input_ids": self.encode(rows["text"]), "labels": list(rows["label"])})
+
+    def describe(self, row: dict, names: list[str]) -> str:
+        """What was truncated, and one training row, special tokens included."""
+        text = self.tokenizer.decode(row["input_ids"])
+        return (
+            f"{self.truncated_texts:,} texts truncated to {self.max_length} tokens\n"
+            f"one row:\n{text} -> {names[row['labels']]}"
+        )
+
+
+def check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: str, revision: str | None, texts: list[str]) -> None:
+    """Refuse a tokenizer that AutoTokenizer rebuilt otherwise than the base's tokenizer.json says.
+
+    transformers 5 builds normaliser and pre-tokeniser from code, so an encoder could be handed other tokens than it
+    was pre-trained on. Where the base has no tokenizer.json there is nothing to compare with.
+
+    Raises:
+        UserError: the two differ on one of the texts.
+    """
+    path = cached_file(base, "tokenizer.json", revision=revision, _raise_exceptions_for_missing_entries=False)
+    if path is None:
+        return
+    raw = Tokenizer.from_file(path)
+    raw.no_truncation()
+    raw.no_padding()
+    texts = list(texts)
+    ours = tokenizer(texts, verbose=False)["input_ids"]
+    differing = [i for i, row in enumerate(raw.encode_batch(texts)) if row.ids != ours[i]]
+    if differing:
+        raise UserError(
+            f"{base}: {type(tokenizer).__name__} reads {len(differing)} of {len(texts)} texts otherwise than its "
+            f"tokenizer.json does, first {texts[differing[0]][:60]!r}; set `tokenizer_class` to "
+            "PreTrainedTokenizerFast in the tokenizer_config.json of a local copy"
+        )
+
+
+def load_encoder(base: str, revision: str | None, task: Task, device: torch.device, seed: int) -> PreTrainedModel:
+    """The encoder in float32 with a new head whose outputs stand in the order of the task's labels.
+
+    Args:
+        seed: draws the head.
+
+    Raises:
+        UserError: the model is missing, gated, pickled or no encoder that transformers knows a head for; weights of
+            the encoder itself are missing or of another shape.
+    """
+    names = task.names
+    set_seed(seed)
+    with missing_model(base):
+        stored = AutoConfig.from_pretrained(base, revision=revision, trust_remote_code=False)
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            base,
+            revision=revision,
+            num_labels=len(names),
+            id2label=dict(enumerate(names)),
+            label2id={name: label for label, name in enumerate(names)},
+            problem_type="single_label_classification",
+            dtype=torch.float32,  # as stored, without this
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # another task's head; checked below
+            output_loading_info=True,
+        )
+    inner = f"{model.base_model_prefix}."
+    missing = sorted(loading["missing_keys"])
+    wrong = [str(key[0] if isinstance(key, tuple) else key) for key in loading["mismatched_keys"]]
+    damaged = [key for key in (*missing, *wrong) if key.startswith(inner) and ".pooler." not in key]
+    if damaged:
+        raise UserError(
+            f"model {base}: {len(damaged)} weights are missing or misshapen, first {damaged[0]}; fetch again"
+        )
+    if any(name.endswith("ForSequenceClassification") for name in stored.architectures or ()):
+        # its outputs are another task's labels in another order (FinBERT: positive, negative, neutral)
+        outputs = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]
+        torch.nn.init.normal_(outputs.weight, std=getattr(stored, "initializer_range", 0.02))
+        if outputs.bias is not None:
+            torch.nn.init.zeros_(outputs.bias)
+    print(
+        f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, "
+        f"attention {model.config._attn_implementation}, new: {', '.join(missing) or 'the output layer'}"
+    )
+    return model.to(device)

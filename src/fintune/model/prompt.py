@@ -1,0 +1,164 @@
+"""Token ids of a prompt and of the labels: training and scoring both come here, so they cannot differ."""
+
+from pathlib import Path
+
+import jinja2
+import jinja2.meta
+import jinja2.sandbox
+from datasets import Dataset
+from transformers import PreTrainedTokenizerBase
+
+from fintune.errors import UserError
+from fintune.recipe.task import Task
+
+IGNORE = -100  # label id that the loss skips
+NO_THINK = " /no_think"  # the paper's tag at the end of a user turn; words of Qwen3's, noise to any other model
+
+
+class Prompt:
+    """One user turn from the task's template, the assistant's empty think block, then a label and the end of turn.
+
+    Attributes:
+        label_ids: token ids of each label with its end token, in the order of the label ids.
+        truncated_texts: how many of the texts encoded so far were truncated to fit `max_length`.
+    """
+
+    def __init__(self, task: Task, tokenizer: PreTrainedTokenizerBase, max_length: int):
+        """
+        Args:
+            tokenizer: must have a chat template and an end token that is not its padding token.
+            max_length: tokens of prompt, longest label and end token together; longer texts are truncated.
+
+        Raises:
+            UserError: the template has no `{{ text }}`, the tokenizer no usable end, a label cannot be told apart,
+                or the instruction alone is longer than `max_length`.
+        """
+        self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
+        self.truncated_texts = 0
+        self._template = _user_turn(task)
+        self._remove = "" if "enable_thinking" in str(tokenizer.chat_template) else NO_THINK
+        if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
+            raise UserError(f"{tokenizer.name_or_path}: no chat template or no end token; set `chat_template_path`")
+        if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+            raise UserError(f"{tokenizer.name_or_path}: padding token equals the end token; give it one of its own")
+        # every added token, also those that the chat template does not hold, such as <|fim_prefix|>
+        tokenizer.chat_control_tokens = [token for token in tokenizer.get_added_vocab() if not token.isspace()]
+        self.label_ids = [[*self._ids_of(name), tokenizer.eos_token_id] for name in task.names]
+        self._check_labels()
+        frame = len(self._render([""])[0])
+        self._longest_label = max(map(len, self.label_ids))
+        if frame + self._longest_label >= max_length:
+            raise UserError(
+                f"{task.template}: the instruction takes {frame} tokens and a label up to {self._longest_label}; that "
+                f"leaves no room for a text in max_length {max_length}; shorten it or raise max_length"
+            )
+
+    def encode(self, texts: list[str]) -> list[list[int]]:
+        """Prompt ids of each text, up to where the label begins.
+
+        Control tokens inside a text (`<|im_end|>`, `<think>`, ...) stay plain characters. A text too long for
+        `max_length` loses its own end, never the instruction or the label, and is counted in `truncated_texts`.
+
+        Raises:
+            UserError: something is not a str, or empty.
+        """
+        for row, text in enumerate(texts):
+            if not isinstance(text, str) or not text.strip():
+                raise UserError(f"text {row} is {text!r}; every text must be a non-empty string")
+        if not texts:
+            return []
+        room = self.max_length - self._longest_label
+        prompts = self._render(texts)
+        for row, ids in enumerate(prompts):
+            if len(ids) > room:
+                prompts[row] = self._truncated(texts[row], len(ids) - room, room)
+                self.truncated_texts += 1
+        return prompts
+
+    def training_rows(self, rows: Dataset, class_weights: list[float] | None = None) -> Dataset:
+        """`input_ids` and `labels` of each row, in the rows' order: trained are the label's tokens and its end.
+
+        With `class_weights`, one for each label id, also `weight`, by which the row's loss is multiplied.
+        """
+
+        def row(text_ids: list[int], label: int) -> dict:
+            label_ids = self.label_ids[label]
+            ids = {"input_ids": text_ids + label_ids, "labels": [IGNORE] * len(text_ids) + label_ids}
+            return ids | ({"weight": class_weights[label]} if class_weights else {})
+
+        return Dataset.from_list([row(*pair) for pair in zip(self.encode(rows["text"]), rows["label"], strict=True)])
+
+    def show(self, row: dict) -> str:
+        """A training row as text, its trained tokens between ⟦ ⟧."""
+        pieces = []
+        for token, label in zip(row["input_ids"], row["labels"], strict=True):
+            piece = self.tokenizer.decode([token])
+            pieces.append(piece if label == IGNORE else f"⟦{piece}⟧")
+        return "".join(pieces)
+
+    def describe(self, row: dict) -> str:
+        """What was truncated, and one training row."""
+        return (
+            f"{self.truncated_texts:,} texts truncated to {self.max_length} tokens\n"
+            f"one row, its trained tokens in ⟦⟧:\n{self.show(row)}"
+        )
+
+    def turn(self, text: str) -> str:
+        """What the user says in the chat."""
+        return self._template.render(text=text.strip(), labels=self.task.names).removesuffix(self._remove)
+
+    def _render(self, texts: list[str]) -> list[list[int]]:
+        return self.tokenizer.apply_chat_template(
+            [[{"role": "user", "content": self.turn(text)}] for text in texts],
+            add_generation_prompt=True,
+            enable_thinking=False,  # the assistant's turn then opens with Qwen3's empty think block
+            sanitize_control_tokens=True,
+        )["input_ids"]
+
+    def _truncated(self, text: str, excess: int, room: int) -> list[int]:
+        """The longest beginning of a text that fits, to within a token: shorter by the excess until it does."""
+        while True:
+            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            text = text[: offsets[-min(excess, len(offsets))][0]]
+            ids = self._render([text])[0]
+            excess = len(ids) - room
+            if excess <= 0:
+                return ids
+
+    def _ids_of(self, name: str) -> list[int]:
+        """Read after a line break: SentencePiece would put a space in front of what it takes for a first word."""
+        line_break = self.tokenizer("\n", add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer("\n" + name, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return ids[len(line_break) :]
+
+    def _check_labels(self) -> None:
+        """The label must tokenise alone as it does after the prompt, and no label may spell another."""
+        if len({tuple(ids) for ids in self.label_ids}) < len(self.label_ids):
+            raise UserError(f"{self.task.task}: two labels have the same tokens among {self.task.names}; rename one")
+        rendered = self.tokenizer.apply_chat_template(
+            [{"role": "user", "content": "x"}], add_generation_prompt=True, enable_thinking=False, tokenize=False
+        )
+        frame = self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
+        for name, ids in zip(self.task.names, self.label_ids, strict=True):
+            joint = self.tokenizer(rendered + name, add_special_tokens=False)["input_ids"]
+            if joint != frame + ids[:-1]:
+                raise UserError(
+                    f"{self.task.task}: label {name!r} does not begin on a token boundary after the prompt; "
+                    "end the chat template with a line break"
+                )
+
+
+def _user_turn(task: Task) -> jinja2.Template:
+    environment = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+    try:
+        source = Path(task.template).read_text(encoding="utf-8")
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+    except FileNotFoundError as error:
+        raise UserError(
+            f"{task.template}: no such template; write it, or set `template` in the task's YAML"
+        ) from error
+    except jinja2.TemplateSyntaxError as error:
+        raise UserError(f"{task.template}:{error.lineno}: {error.message}; mend the template") from error
+    if "text" not in variables or variables - {"text", "labels"}:
+        raise UserError(f"{task.template}: uses {sorted(variables)}; it must use {{{{ text }}}} and may use labels")
+    return environment.from_string(source)

@@ -1,0 +1,76 @@
+"""A Qwen3 of about 3 million parameters, built on the spot: the same method on any machine, no download."""
+
+import shutil
+from pathlib import Path
+
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
+
+from fintune.model.prompt import NO_THINK
+from fintune.recipe.recipe import SftArguments
+from fintune.recipe.task import Task
+
+TINY = "tiny"  # the model_name_or_path that is built instead of loaded
+
+# Qwen3's own pre-tokeniser pattern and control tokens (Qwen/Qwen3-8B, tokenizer.json)
+SPLIT_PATTERN = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+CONTROL_TOKENS = ["<tool_response>", "</tool_response>", "<think>", "</think>"]
+
+
+def build_tiny(
+    folder: Path, task: Task, texts: list[str], run_args: SftArguments, training_args: TrainingArguments
+) -> str:
+    """Write a random Qwen3 and a BPE tokenizer to `folder`, in `from_pretrained` form, and return its path.
+
+    Args:
+        texts: training texts; the vocabulary comes from them, the task's template and its label names.
+        run_args: `tiny_config` and `tiny_vocab_size` of the recipe.
+        training_args: its seed draws the weights.
+    """
+    if training_args.process_index > 0:  # the first of several processes has written it
+        return str(folder)
+    shutil.rmtree(folder, ignore_errors=True)
+    tokenizer = train_tokenizer(task, texts, run_args.tiny_vocab_size)
+    set_seed(training_args.seed)
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **run_args.tiny_config,
+    )
+    Qwen3ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return str(folder)
+
+
+def train_tokenizer(task: Task, texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Qwen3's pre-tokeniser and control tokens, trained on the task's own texts."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(pattern=Regex(SPLIT_PATTERN), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - len(SPECIAL_TOKENS) - len(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    # the instruction and the labels are in every row, so their words should be whole: weigh them like frequent words
+    frame = [Path(task.template).read_text(encoding="utf-8"), *task.names, NO_THINK, "user", "assistant"]
+    tokenizer.train_from_iterator([*texts, *frame * 50], trainer)
+    tokenizer.add_special_tokens(SPECIAL_TOKENS)
+    tokenizer.add_tokens(CONTROL_TOKENS)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        clean_up_tokenization_spaces=False,
+    )

@@ -1,0 +1,1 @@
+"""Finished runs: written, read again, compared, reported."""

@@ -1,0 +1,72 @@
+"""A finished run as a scorer, whatever kind of model it holds."""
+
+from pathlib import Path
+
+from transformers import AutoModelForSequenceClassification, TrainingArguments
+from trl import ModelConfig, SFTConfig
+
+from fintune.errors import UserError
+from fintune.model.encoder import EncoderArguments, EncoderInput
+from fintune.model.load import base_fingerprint, load_model, load_tokenizer, missing_model
+from fintune.model.prompt import Prompt
+from fintune.model.tiny import TINY
+from fintune.recipe.recipe import Recipe, SftArguments, parse_recipe
+from fintune.results.verify import check_files, check_weights, read_result
+from fintune.scoring.encoder_scorer import EncoderScorer
+from fintune.scoring.label_scorer import LabelScorer
+
+SCORING = ["--report_to", "none", "--bf16", "false"]  # bf16 is of training; the weights keep their dtype
+ARGUMENTS = {
+    "train_sft.py": (SftArguments, SFTConfig, ModelConfig),
+    "train_cls.py": (EncoderArguments, TrainingArguments),
+}
+
+
+def read_recipe(folder: Path, script: str, flags: list[str] = ()) -> Recipe:
+    """The recipe of a finished run, for scoring."""
+    return parse_recipe([str(folder / "recipe.yaml"), *SCORING, *flags], *ARGUMENTS[script])
+
+
+def load_scorer(folder: Path, recipe: Recipe | None = None) -> LabelScorer | EncoderScorer:
+    """The model of a finished run with its tokenizer and templates.
+
+    Args:
+        recipe: of the run, where some of its flags are changed.
+
+    Raises:
+        UserError: the folder is not a finished run, is one of train_linear.py, which keeps no weights, holds other
+            files than were saved, or its adapter belongs to another base.
+    """
+    result = read_result(folder)
+    check_weights(folder, result)
+    check_files(folder, result)
+    recipe = recipe or read_recipe(folder, result["script"])
+    return {"train_sft.py": _label_scorer, "train_cls.py": _encoder_scorer}[result["script"]](folder, recipe, result)
+
+
+def _label_scorer(folder: Path, recipe: Recipe, result: dict) -> LabelScorer:
+    training_args, model_args = recipe.training_args, recipe.model_args
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    base = str(folder / "base") if name == TINY else name  # tiny was built in the run's folder
+    found, trained_on = base_fingerprint(base, revision), result["model"]["fingerprint"]
+    if found != trained_on:
+        raise UserError(f"{folder}: its adapter belongs to base {trained_on[:60]}, not {found[:60]}")
+    tokenizer = load_tokenizer(str(folder), revision, training_args.chat_template_path)
+    model = load_model(model_args, base, training_args.device, recipe.run_args.key_value_heads, folder)
+    return LabelScorer(model, Prompt(recipe.task, tokenizer, training_args.max_length))
+
+
+def _encoder_scorer(folder: Path, recipe: Recipe, result: dict) -> EncoderScorer:
+    tokenizer = load_tokenizer(str(folder), None)
+    with missing_model(str(folder)):
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            folder,
+            use_safetensors=True,
+            trust_remote_code=False,
+            attn_implementation="sdpa",
+            output_loading_info=True,
+        )
+    if missing := sorted(loading["missing_keys"]):
+        raise UserError(f"{folder}: its weights lack {missing[0]}; copy the run's folder again, or train it again")
+    model.to(recipe.training_args.device)
+    return EncoderScorer(model, EncoderInput(tokenizer, model.config, recipe.run_args.max_length))

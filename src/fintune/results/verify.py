@@ -1,0 +1,52 @@
+"""A finished run is read again: its metrics.json, and whether its files are those that were scored.
+
+Imports nothing heavy: a command asks here before it loads a model.
+"""
+
+import json
+from pathlib import Path
+
+from fintune.errors import UserError
+from fintune.files import faults
+
+SCHEMA = 2  # of metrics.json; a run of another one is refused
+
+
+def read_result(folder: Path) -> dict:
+    """metrics.json of a finished run.
+
+    Raises:
+        UserError: the folder is not a finished run, or one of another version.
+    """
+    if not ((folder / "recipe.yaml").is_file() and (folder / "metrics.json").is_file()):
+        raise UserError(
+            f"{folder}: not a finished run (recipe.yaml, metrics.json); name a folder such as runs/sentiment/tiny"
+        )
+    try:
+        result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{folder}/metrics.json: not valid JSON ({error}); train the run again") from error
+    schema = result.get("schema") if isinstance(result, dict) else None
+    if schema != SCHEMA:
+        raise UserError(f"{folder}/metrics.json: schema {schema}, this version reads {SCHEMA}; train the run again")
+    return result
+
+
+def check_weights(folder: Path, result: dict) -> None:
+    """Refuse a run that keeps no weights.
+
+    Raises:
+        UserError: it is one of train_linear.py.
+    """
+    if result["script"] == "train_linear.py":
+        raise UserError(f"{folder}: keeps no weights, as runs of train_linear.py do; take one of train_sft.py")
+
+
+def check_files(folder: Path, result: dict) -> None:
+    """Refuse a run whose weights, tokenizer, templates or recipe are not those that were scored.
+
+    Raises:
+        UserError: a file is missing or has other bytes.
+    """
+    for name, what in faults(folder, result["files"]):
+        raise UserError(f"{folder}/{name}: {what}; copy the run's folder whole, or train it again")

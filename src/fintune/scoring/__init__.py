@@ -1,0 +1,1 @@
+"""Label probabilities, metrics and calibration, the same for every kind of model."""

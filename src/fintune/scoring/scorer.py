@@ -1,0 +1,84 @@
+"""What every kind of model is asked: one way to evaluate it and one way to calibrate it."""
+
+import time
+from typing import Protocol
+
+import numpy as np
+
+from fintune.data.load import TaskData
+from fintune.recipe.task import Task
+from fintune.scoring.calibration import fit_temperature, scaled
+from fintune.scoring.curves import expected_calibration_error
+from fintune.scoring.metrics import LabelMetrics
+
+
+class Encoder(Protocol):
+    """Turns texts into what a model reads.
+
+    Attributes:
+        max_length: tokens; a longer text loses its end.
+        truncated_texts: how many texts did so far.
+    """
+
+    max_length: int
+    truncated_texts: int
+
+
+class Scorer(Protocol):
+    """A model that gives every label of a task a probability: `LabelScorer`, `EncoderScorer`, train_linear.py's."""
+
+    encoder: Encoder
+
+    def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
+        """(texts, labels) float64, in the order of `texts` and of the label ids; `progress` titles a bar."""
+
+    def further_metrics(self, texts: list[str]) -> dict:
+        """Figures that only this kind of model has, such as the share of greedy answers that are a label."""
+
+
+def calibrate(scorer: Scorer, data: TaskData) -> dict:
+    """One temperature, fitted on the validation split; see `fit_temperature`."""
+    rows = data.splits["validation"]
+    return fit_temperature(scorer.probabilities(rows["text"], progress="calibrating"), rows["label"])
+
+
+def evaluate(
+    scorer: Scorer, task: Task, data: TaskData, temperature: float, split: str = "test"
+) -> tuple[dict, list[dict]]:
+    """Score a split.
+
+    Args:
+        temperature: what calibrates the probabilities; see fintune/scoring/calibration.py.
+
+    Returns:
+        (metrics, predictions): metrics of `LabelMetrics` with `accuracy_clean`, `ece_uncalibrated`, speed and
+        `texts_truncated`; one prediction a row: file, line, text, label, prediction, clean, calibrated probabilities
+        by label name.
+    """
+    rows = data.splits[split]
+    truncated_before, started = scorer.encoder.truncated_texts, time.perf_counter()
+    raw = scorer.probabilities(rows["text"], progress=f"scoring {split}")
+    seconds = time.perf_counter() - started
+    probabilities = scaled(raw, temperature)
+    metrics = LabelMetrics().compute(predictions=probabilities, references=rows["label"], label_names=task.names)
+    clean = data.clean if split == "test" else [True] * len(rows)
+    answers = probabilities.argmax(axis=1)
+    correct = answers == rows["label"]
+    metrics["ece_uncalibrated"] = expected_calibration_error(raw.max(axis=1), correct)
+    metrics["accuracy_clean"], metrics["rows_clean"] = float(correct[clean].mean()), int(sum(clean))
+    metrics["seconds"], metrics["rows_per_second"] = seconds, len(rows) / seconds
+    metrics["texts_truncated"] = scorer.encoder.truncated_texts - truncated_before
+    metrics |= scorer.further_metrics(rows["text"])
+    predictions = [
+        {
+            "file": row["file"],
+            "line": row["line"],
+            "text": row["text"],
+            "label": task.names[row["label"]],
+            "prediction": task.names[answer],
+            "clean": is_clean,
+            "probabilities": dict(zip(task.names, map(float, scores), strict=True)),
+        }
+        for row, answer, is_clean, scores in zip(rows, answers, clean, probabilities, strict=True)
+    ]
+    return metrics, predictions

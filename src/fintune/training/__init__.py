@@ -1,0 +1,1 @@
+"""Trainers, checkpoints that survive, callbacks and tracking."""

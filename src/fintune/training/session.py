@@ -1,0 +1,71 @@
+"""What the training scripts do around their method: guards before it, and a training that survives a signal."""
+
+from transformers import Trainer
+
+from fintune import machine
+from fintune.data import audit
+from fintune.data.load import TaskData
+from fintune.recipe.recipe import Recipe
+from fintune.training import tracking
+from fintune.training.callbacks import memory_advice
+from fintune.training.checkpoints import CheckpointManifest, checkpoint_to_resume, interruptible, lock_folder
+
+
+def check_machine(recipe: Recipe, model: str) -> None:
+    """Refuse what this machine cannot train, before anything of it is downloaded.
+
+    Args:
+        model: its name, for the message.
+
+    Raises:
+        UserError: too little GPU memory is free, or several GPUs are visible to one process.
+    """
+    machine.check_fits(model, recipe.run_args.min_gpu_gib, recipe.training_args.use_cpu)
+    machine.check_one_gpu(recipe.training_args.n_gpu)
+
+
+def start(recipe: Recipe, data: TaskData, example: str) -> None:
+    """Say what the run reads, refuse leaking data, lock the run's folder and open its W&B run.
+
+    Args:
+        example: a training row as the model sees it.
+
+    Raises:
+        UserError: too many test rows are in training too, or another run trains into the folder.
+    """
+    print(*audit.lines(audit.audit(recipe.task, data)), sep="\n")
+    audit.check_leakage(recipe.task, data)
+    print(f"data: {data.summary()}")
+    print(example)
+    lock_folder(recipe.folder, recipe.training_args.process_index)
+    tracking.open_run(recipe)
+
+
+def train(trainer: Trainer, recipe: Recipe, data: TaskData, summary: dict) -> dict:
+    """Train from the beginning or from a checkpoint; a signal saves one after the current step.
+
+    Args:
+        summary: the model's, of `model_summary`.
+
+    Returns:
+        `training` of metrics.json: the Trainer's own metrics, steps, the checkpoint resumed from, the log.
+
+    Raises:
+        UserError: the disk is too small, memory ran out, or the checkpoint is another run's.
+        Stopped: SIGTERM or SIGINT came.
+    """
+    args, identity = recipe.training_args, recipe.identity(data.sha256)
+    manifest = CheckpointManifest(identity)
+    trainer.add_callback(manifest)
+    machine.check_disk(recipe.folder, summary["trained_parameters"], args.save_total_limit)
+    print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
+    with args.main_process_first():
+        checkpoint = checkpoint_to_resume(recipe.folder, args.resume_from_checkpoint, identity)
+    quantized = getattr(recipe.model_args, "load_in_4bit", None)
+    with interruptible(trainer, manifest), memory_advice(args, quantized):
+        output = trainer.train(checkpoint)
+    state = trainer.state
+    training = {**output.metrics, "steps": output.global_step, "resumed_from": checkpoint, "log": state.log_history}
+    if state.best_metric is not None:
+        training |= {"best_step": state.best_global_step, "best_eval_accuracy": state.best_metric}
+    return training
