@@ -61,20 +61,21 @@ def write_task(tmp_path: Path) -> Path:
 @pytest.fixture
 def toy(task_folder):
     """(task, data, prompt, model) of the toy task with an untrained model in float32."""
-    from fintune.data import load_data
-    from fintune.prompt import Prompt
-    from fintune.recipe import RunArguments, parse_recipe
-    from fintune.runs import load_tokenizer
-    from fintune.tiny import build_tiny
-
     from transformers import AutoModelForCausalLM
     from trl import ModelConfig, SFTConfig
 
-    recipe = parse_recipe(["data/toy.yaml", "small.yaml", *SMALL], RunArguments, SFTConfig, ModelConfig)
-    run_args, training_args, model_args = recipe.args
+    from fintune.data.load import load_data
+    from fintune.model.load import load_tokenizer
+    from fintune.model.prompt import Prompt
+    from fintune.model.tiny import build_tiny
+    from fintune.recipe.recipe import SftArguments, parse_recipe
+
+    recipe = parse_recipe(["data/toy.yaml", "small.yaml", *SMALL], SftArguments, SFTConfig, ModelConfig)
+    training_args = recipe.training_args
     data = load_data(recipe.task)
-    base = build_tiny(task_folder / "base", recipe.task, data.splits["train"]["text"], run_args, training_args)
-    tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
+    texts = data.splits["train"]["text"]
+    base = build_tiny(task_folder / "base", recipe.task, texts, recipe.run_args, training_args)
+    tokenizer = load_tokenizer(base, recipe.model_args.model_revision, training_args.chat_template_path)
     model = AutoModelForCausalLM.from_pretrained(base)
     return recipe.task, data, Prompt(recipe.task, tokenizer, 120), model
 
@@ -95,6 +96,6 @@ def run_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def classifier(run_dir):
-    from fintune.inference import Classifier
+    from fintune.deploy.classifier import Classifier
 
     return Classifier.from_pretrained(run_dir)

@@ -3,18 +3,18 @@
 import json
 from dataclasses import replace
 
-from fintune.data import load_data
-from fintune.errors import UserError
-from fintune.inference import Classifier
-from fintune.kv_heads import set_key_value_heads
-from fintune.recipe import RunArguments, parse_recipe
-from fintune.scoring import Scorer
-
 import numpy as np
 import pytest
 import torch
 from conftest import SMALL, script
+from fintune.inference import Classifier
+from fintune.kv_heads import set_key_value_heads
 from trl import ModelConfig, SFTConfig
+
+from fintune.data import load_data
+from fintune.errors import UserError
+from fintune.recipe import RunArguments, parse_recipe
+from fintune.scoring import Scorer
 
 
 def test_repeated_heads_compute_the_same_function_and_averaged_ones_their_mean(toy, task_folder):

@@ -4,15 +4,15 @@ import json
 import subprocess
 import sys
 
-from fintune import ablation_report
-from fintune.errors import UserError
-from fintune.ladder import Work, run_all
-from fintune.recipe import RunArguments, parse_recipe
-
 import pytest
 import yaml
 from conftest import ROOT, script
+from fintune.ladder import Work, run_all
 from trl import ModelConfig, SFTConfig
+
+from fintune import ablation_report
+from fintune.errors import UserError
+from fintune.recipe import RunArguments, parse_recipe
 
 SWEEPS = sorted(ROOT.glob("configs/sweeps/*.yaml"))
 

@@ -1,13 +1,13 @@
 """What is wrong with rows is found, counted and said; a test split that leaks stops the training."""
 
+import pytest
+from conftest import ROOT, SMALL, script
+from fintune.task import make_task
+
 from fintune import audit
 from fintune.data import load_data
 from fintune.errors import UserError
 from fintune.recipe import read_layer
-from fintune.task import make_task
-
-import pytest
-from conftest import ROOT, SMALL, script
 
 
 def planted(folder, **more) -> tuple:

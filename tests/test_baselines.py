@@ -5,18 +5,13 @@ import os
 import signal
 from pathlib import Path
 
-from fintune import classifier, machine, runs
-from fintune import ladder as ladder_module
-from fintune.checkpoints import KeepCheckpoints
-from fintune.classifier import ClassifierArguments, PlainText
-from fintune.errors import Stopped, UserError
-from fintune.inference import Classifier
-from fintune.recipe import RunArguments, layered, parse_recipe, read_layer
-
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, SMALL, script
+from fintune.checkpoints import KeepCheckpoints
+from fintune.classifier import ClassifierArguments, PlainText
+from fintune.inference import Classifier
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -38,6 +33,11 @@ from transformers import (
     pipeline,
 )
 from trl import ModelConfig, SFTConfig
+
+from fintune import classifier, machine, runs
+from fintune import ladder as ladder_module
+from fintune.errors import Stopped, UserError
+from fintune.recipe import RunArguments, layered, parse_recipe, read_layer
 
 SPECIAL = ["<pad>", "</s>", "<s>", "<unk>"]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}

@@ -2,16 +2,16 @@
 
 from dataclasses import replace
 
-from fintune import classifier
-from fintune.errors import UserError
-from fintune.recipe import RunArguments, parse_recipe
-from fintune.trainer import OneLine, OneLineTrainer
-
 import pytest
 import torch
 from conftest import SMALL, script
+from fintune.trainer import OneLine, OneLineTrainer
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import ModelConfig, SFTConfig
+
+from fintune import classifier
+from fintune.errors import UserError
+from fintune.recipe import RunArguments, parse_recipe
 
 
 def weights_of(toy) -> list[float]:

@@ -7,17 +7,17 @@ import re
 import time
 from pathlib import Path
 
-from fintune import comparison, report
-from fintune.comparison import compare_pairs, compare_runs, coverage_risk, percentiles, reliability
-from fintune.errors import UserError
-
 import numpy as np
 import pytest
 import yaml
 from chromium import BINARY, Chromium
 from conftest import ROOT, script
+from fintune.comparison import compare_pairs, compare_runs, coverage_risk, percentiles, reliability
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
+
+from fintune import comparison, report
+from fintune.errors import UserError
 
 LABELS = ["Up", "Flat | even", "Down"]
 RECIPE = {"task": "toy", "model_name_or_path": "tiny", "learning_rate": "3e-4", "seed": 42, "output_dir": "x"}

@@ -9,14 +9,14 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
-from fintune import data as data_module
-from fintune.data import load_data, near_duplicates, normalise
-from fintune.errors import UserError
-from fintune.task import DataFile, absolute_paths, make_task
-
 import pytest
 import yaml
 from conftest import ROOT
+from fintune.task import DataFile, absolute_paths, make_task
+
+from fintune import data as data_module
+from fintune.data import load_data, near_duplicates, normalise
+from fintune.errors import UserError
 
 
 def task_of(folder: Path, **changes):

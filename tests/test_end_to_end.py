@@ -7,14 +7,14 @@ import signal
 import subprocess
 import sys
 
-from fintune.errors import Stopped, UserError
-
 import pytest
 import torch
 import wandb
 import yaml
 from conftest import ROOT, SMALL, script
 from safetensors.torch import load_file
+
+from fintune.errors import Stopped, UserError
 
 TOY = ["data/toy.yaml", "small.yaml", *SMALL]
 

@@ -8,16 +8,16 @@ import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from fintune.errors import UserError
-from fintune.files import sha256
-from fintune.inference import Classifier
-
 import huggingface_hub
 import pytest
 import torch
 from conftest import SMALL, script, write_task
+from fintune.inference import Classifier
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
+
+from fintune.errors import UserError
+from fintune.files import sha256
 
 
 def run_snippet(card: str, folder, monkeypatch) -> str:

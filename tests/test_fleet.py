@@ -6,16 +6,16 @@ import sys
 import time
 from pathlib import Path
 
-from fintune import fleet
-from fintune.errors import UserError
-from fintune.labeling import identity, label_file
-from fintune.runs import calibration_of, read_result
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import COMPANIES, ROOT, TEXTS
+from fintune.labeling import identity, label_file
+from fintune.runs import calibration_of, read_result
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
+
+from fintune import fleet
+from fintune.errors import UserError
 
 HEADLINES = [text.format(company) for texts in TEXTS.values() for text in texts for company in COMPANIES]
 FILES, ROWS = 5, 2000  # a second's work each

@@ -7,20 +7,20 @@ import pickle
 import random
 from pathlib import Path
 
-from fintune import baichuan, runs
-from fintune.errors import UserError
-from fintune.prompt import Prompt
-
 import httpx
 import pytest
 import sentencepiece
 import torch
 from conftest import ROOT, SMALL, script
+from fintune.prompt import Prompt
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
+
+from fintune import baichuan, runs
+from fintune.errors import UserError
 
 HIDDEN, HEADS, LAYERS, VOCABULARY = 32, 4, 2, 600
 SPACES = ["▁▁", "▁▁▁▁"]

@@ -4,12 +4,11 @@ import os
 import subprocess
 import sys
 
-from fintune.calibration import calibrate, scaled, threshold_for
-from fintune.metrics import LabelMetrics, accuracy_interval, expected_calibration_error
-
 import numpy as np
 import pytest
 from conftest import ROOT
+from fintune.calibration import calibrate, scaled, threshold_for
+from fintune.metrics import LabelMetrics, accuracy_interval, expected_calibration_error
 from scipy.stats import binom
 
 

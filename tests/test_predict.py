@@ -11,18 +11,18 @@ import subprocess
 import sys
 import time
 
-import fintune
-from fintune import labeling
-from fintune.errors import UserError
-from fintune.inference import Classifier
-from fintune.labeling import label_file
-from fintune.tables import Csv, Jsonl
-
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
+from fintune.inference import Classifier
+from fintune.labeling import label_file
+from fintune.tables import Csv, Jsonl
+
+import fintune
+from fintune import labeling
+from fintune.errors import UserError
 
 NEW = ["label", "confidence", "probability_Up", "probability_Up or down", "probability_Down", "abstained"]
 

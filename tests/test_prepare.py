@@ -5,15 +5,15 @@ import importlib.util
 import json
 import shutil
 
-from fintune.data import load_data
-from fintune.errors import UserError
-from fintune.recipe import read_layer
-from fintune.task import make_task
-
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from conftest import COMPANIES, ROOT, TEXTS
+from fintune.task import make_task
+
+from fintune.data import load_data
+from fintune.errors import UserError
+from fintune.recipe import read_layer
 
 ROWS = [
     {"title": f"{text.format(company)} {number}", "tone": tone}

@@ -5,16 +5,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fintune.errors import UserError
-from fintune.machine import LADDER, check_disk, check_fits, choose_model
-from fintune.recipe import RunArguments, dump_recipe, parse_recipe
-
 import pytest
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, SMALL, script
 from transformers.models.qwen3 import modeling_qwen3
 from trl import ModelConfig, SFTConfig
+
+from fintune.errors import UserError
+from fintune.machine import LADDER, check_disk, check_fits, choose_model
+from fintune.recipe import RunArguments, dump_recipe, parse_recipe
 
 TASKS = sorted(ROOT.glob("data/*.yaml"))
 MODELS = sorted(ROOT.glob("configs/*.yaml"))

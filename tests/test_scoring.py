@@ -2,12 +2,12 @@
 
 import sys
 
-from fintune.runs import answers_at_once, explain_answers
-from fintune.scoring import Scorer, common_prefix, evaluation, label_tree
-
 import numpy as np
 import pytest
 import torch
+from fintune.runs import answers_at_once, explain_answers
+
+from fintune.scoring import Scorer, common_prefix, evaluation, label_tree
 
 
 def one_label_at_a_time(model, prompt, texts) -> np.ndarray:

@@ -8,11 +8,10 @@ import sys
 import threading
 import time
 
-from fintune.service import create_app
-
 import httpx
 import pytest
 from conftest import COMPANIES, ROOT, TEXTS
+from fintune.service import create_app
 
 HEADLINES = [text.format(company) for texts in TEXTS.values() for text in texts for company in COMPANIES]
 

@@ -2,11 +2,10 @@
 
 import math
 
-from fintune.prompt import IGNORE
-from fintune.trainer import CheapDropout, OneLine, OneLineTrainer
-
 import pytest
 import torch
+from fintune.prompt import IGNORE
+from fintune.trainer import CheapDropout, OneLine, OneLineTrainer
 from peft import LoraConfig, get_peft_model
 from trl import SFTConfig, SFTTrainer
 
@@ -186,7 +185,6 @@ def embedding_noise(trainer, rows) -> float:
 @pytest.mark.parametrize("batching", ["padded", "shared_prefix"])
 def test_noise_is_on_in_training_off_in_evaluation_and_gone_after_an_interruption(toy, tmp_path, batching):
     from fintune.checkpoints import KeepCheckpoints, interruptible
-
     from transformers import TrainerCallback
 
     noise, evaluated = [], []

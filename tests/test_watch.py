@@ -3,20 +3,20 @@
 import subprocess
 import sys
 
-from fintune import watch
-from fintune.inference import Classifier
-from fintune.prompt import IGNORE
-from fintune.trainer import OneLine, OneLineTrainer
-from fintune.watch import Watch
-
 import pytest
 import torch
 import wandb
 from conftest import ROOT, SMALL, script
 from datasets import Dataset
+from fintune.inference import Classifier
+from fintune.prompt import IGNORE
+from fintune.trainer import OneLine, OneLineTrainer
+from fintune.watch import Watch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from trl import SFTConfig
+
+from fintune import watch
 
 EPOCH = ["data/toy.yaml", "small.yaml", *SMALL, "--logging_steps", "1"]
 

@@ -31,28 +31,28 @@ from pathlib import Path
 os.environ.update(WANDB_MODE="disabled", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 os.environ.pop("FINTUNE_DATA", None)
 sys.path.insert(0, str(Path(__file__).parent))
-from fintune import machine
-from fintune.checkpoints import checkpoint_to_resume
-from fintune.data import _read, load_data
-from fintune.errors import UserError
-from fintune.files import hashes, sha256, write_text
-from fintune.inference import Classifier
-from fintune.recipe import RunArguments, parse_recipe
-from fintune.report import markdown_table
-from fintune.runs import base_fingerprint
-from fintune.task import DataFile, absolute_paths, make_task
-
 import httpx
 import numpy as np
 import torch
 import yaml
 from conftest import COMPANIES, TEXTS, write_task
+from fintune.checkpoints import checkpoint_to_resume
+from fintune.inference import Classifier
+from fintune.report import markdown_table
+from fintune.runs import base_fingerprint
+from fintune.task import DataFile, absolute_paths, make_task
 from rich.console import Console
 from rich.table import Table
 from safetensors.torch import load_file, save_file
 from test_baselines import argv, save_encoder
 from tqdm.auto import tqdm
 from trl import ModelConfig, SFTConfig
+
+from fintune import machine
+from fintune.data import _read, load_data
+from fintune.errors import UserError
+from fintune.files import hashes, sha256, write_text
+from fintune.recipe import RunArguments, parse_recipe
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- torture:begin -->", "<!-- torture:end -->"
