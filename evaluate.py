@@ -76,7 +76,7 @@ def zero_shot(model_name: str, task_path: str, split: str, flags: list[str]) -> 
     metrics, predictions = evaluate(LabelScorer(model, prompt), recipe.task, data, 1.0, split)
 
     summary = model_summary(model, model_name, model_name, model_args.model_revision)
-    result = make_result(recipe, data, metrics, split, model=summary)
+    result = make_result(recipe, data, metrics, split, model=summary, training=None)
     folder = Path("runs", recipe.task.task, recipe.name)
     save_result(folder, result, predictions, "" if split == "test" else f"-{split}")
     print_result(result)

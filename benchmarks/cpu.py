@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
-from fintune.recipe import read_layer
-from fintune.scoring import Scorer
-
 import matplotlib
 import measure
+
+from fintune.recipe.layers import read_layer
+from fintune.scoring.label_scorer import LabelScorer
 
 matplotlib.use("agg")  # no screen needed
 import matplotlib.pyplot as plt
@@ -58,7 +58,7 @@ def growth() -> list[dict]:
     """Rows per second and peak memory of scoring the sentiment sample's texts, made distinct by a number."""
     prompt, data = measure.setting("sentiment")
     shape = read_layer(measure.ROOT / "configs/tiny.yaml")["tiny_config"] | {"vocab_size": 8192}
-    scorer = Scorer(measure.random_model(shape, "cpu", "float32"), prompt)
+    scorer = LabelScorer(measure.random_model(shape, "cpu", "float32"), prompt)
     texts = list(data.splits["train"]["text"])
     scorer.probabilities(texts)  # warm-up
     found = []

@@ -11,11 +11,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
-from fintune import machine
-from fintune.recipe import read_layer
-
 import measure
 import torch
+
+from fintune import machine
+from fintune.recipe.layers import read_layer
 
 
 def main() -> None:

@@ -13,14 +13,13 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
-import fintune  # noqa: F401, first: libraries then load quietly
-from fintune.attention import one_line_attention
-from fintune.runs import use_liger
-from fintune.trainer import OneLine
-
 import measure
 import torch
 from transformers import PreTrainedModel
+
+from fintune.model.attention import shared_prefix_attention
+from fintune.model.load import fuse_layers
+from fintune.training.shared_prefix import SharedPrefixCollator
 
 SHAPE = {  # config.json of Qwen/Qwen3-8B
     "vocab_size": 151936,
@@ -57,7 +56,7 @@ def main() -> None:
     print(f"matrix product: {peak:.0f} TFLOP/s in bf16")
 
     model = measure.random_model(SHAPE, "cuda", "bfloat16")
-    liger = use_liger(model)
+    liger = fuse_layers(model)
     report = measure.compare(model, GOALS, ROUNDS, UPDATES, TEXTS, PER_LABEL, BATCHES)
     report |= {"model": SHAPE | {"dtype": "bfloat16"}, "liger": liger, "varlen_gradient_error": error}
     report |= {"matmul_tflops": peak, "of_the_floor": of_the_floor(model, report, peak)}
@@ -75,11 +74,11 @@ def main() -> None:
 
 
 def varlen_error(device: str, dtype: torch.dtype) -> float:
-    """Largest error of the line's gradients in `dtype`, against one masked call a row in float32, relative."""
+    """Largest error of packed rows' gradients in `dtype`, against one masked call a row in float32, relative."""
     torch.manual_seed(0)
     lengths = [70, 41, 55, 120]
     rows = [{"input_ids": [0] * (100 + n), "labels": [-100] * (99 + n) + [1]} for n in lengths]
-    batch = OneLine(100)(rows)
+    batch = SharedPrefixCollator(100)(rows)
     layout = {key: batch[key].to(device) for key in ("key_tokens", "cu_seq_lens_q", "cu_seq_lens_k")}
     layout |= {key: batch[key] for key in ("max_length_q", "max_length_k")}
     tokens = batch["input_ids"].shape[1]
@@ -88,7 +87,7 @@ def varlen_error(device: str, dtype: torch.dtype) -> float:
 
     def gradients(kind: torch.dtype) -> list[torch.Tensor]:
         inputs = [states.to(kind).requires_grad_() for states in heads]
-        out, _ = one_line_attention(None, *inputs, None, 64**-0.5, **layout)
+        out, _ = shared_prefix_attention(None, *inputs, None, 64**-0.5, **layout)
         return torch.autograd.grad(out, inputs, upstream.to(kind))
 
     pairs = zip(gradients(dtype), gradients(torch.float32), strict=True)
@@ -102,9 +101,9 @@ def matmul_tflops(device: str, size: int) -> float:
 
 
 def of_the_floor(model: PreTrainedModel, report: dict, peak_tflops: float) -> list[dict]:
-    """Training against its arithmetic: 4 FLOP for each weight of the layers and token of a line (the base is frozen).
+    """Training against its arithmetic: 4 FLOP for each weight of the layers and packed token (the base is frozen).
 
-    A row's line is its text and its share, a twelfth, of the instruction; the floor is that at the card's own peak.
+    A row's tokens are its text and its share, a twelfth, of the instruction; the floor is that at the card's own peak.
     """
     weights = sum(p.numel() for p in model.get_decoder().layers.parameters())
     rows = []

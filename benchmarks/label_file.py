@@ -20,12 +20,12 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
-from fintune import machine
-from fintune.files import sha256
-from fintune.labeling import SHARD
-
 import matplotlib
 import measure
+
+from fintune import machine
+from fintune.deploy.files import SHARD
+from fintune.files import sha256
 
 matplotlib.use("agg")  # no screen needed
 import matplotlib.pyplot as plt

@@ -10,14 +10,6 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from fintune import machine
-from fintune.data import load_data
-from fintune.prompt import IGNORE, Prompt
-from fintune.recipe import read_task
-from fintune.scoring import Scorer, common_prefix, label_tree
-from fintune.tiny import train_tokenizer
-from fintune.trainer import OneLine, OneLineTrainer
-
 import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
@@ -25,6 +17,15 @@ from rich.console import Console
 from rich.table import Table
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, StaticCache, set_seed
 from trl import SFTConfig, SFTTrainer
+
+from fintune import machine
+from fintune.data.load import load_data
+from fintune.model.forward import common_prefix
+from fintune.model.prompt import IGNORE, Prompt
+from fintune.model.tiny import train_tokenizer
+from fintune.recipe.layers import read_task
+from fintune.scoring.label_scorer import LabelScorer, label_tree
+from fintune.training.shared_prefix import SharedPrefixCollator, SharedPrefixTrainer
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "benchmarks/results"
@@ -112,8 +113,8 @@ def training(model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path
 
     def way(batching: str, rows_at_once: int, checkpointing: bool) -> Callable[[], int]:
         base = copy.deepcopy(model, memo={id(weights): weights for weights in model.parameters()})
-        collator = OneLine.of(batching, dataset)
-        trainer = (OneLineTrainer if collator else SFTTrainer)(
+        collator = SharedPrefixCollator.of(batching, dataset)
+        trainer = (SharedPrefixTrainer if collator else SFTTrainer)(
             model=get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA)),
             args=SFTConfig(
                 str(folder), report_to="none", bf16=bf16, gradient_checkpointing=checkpointing, neftune_noise_alpha=0.3
@@ -154,7 +155,7 @@ def scoring(
         against: "generate", or "request per label", which is so slow that it gets `per_label` rows only.
         batch_sizes: tried by the stock way; the report keeps the best.
     """
-    scorer = Scorer(model, prompt)
+    scorer = LabelScorer(model, prompt)
     stock, rows = (generate, texts) if against == "generate" else (requests, texts[:per_label])
     ways = {"label tree": lambda: len(scorer.probabilities(texts))}
     for size in batch_sizes:

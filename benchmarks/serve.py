@@ -17,10 +17,10 @@ import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
-from fintune import machine
-
 import measure
 import numpy as np
+
+from fintune import machine
 
 CLIENTS, SECONDS, WARM_UP = (1, 16, 64), 15, 3
 

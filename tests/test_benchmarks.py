@@ -66,16 +66,16 @@ def test_every_comparison_is_made_and_its_tokens_counted(gpu):
     assert sentiment["tflops"] == pytest.approx(4 * layers * sentiment["tokens_per_second"] / 1e12)
 
 
-def test_gradients_of_the_line_are_compared_with_masks(gpu, monkeypatch):
+def test_gradients_of_packed_rows_are_compared_with_masks(gpu, monkeypatch):
     assert gpu.varlen_error("cpu", torch.float32) == 0
     assert 0 < gpu.varlen_error("cpu", torch.bfloat16) < 0.02
-    right = gpu.one_line_attention
+    right = gpu.shared_prefix_attention
 
     def wrong(module, query, key, value, *args, **kwargs):
         scaled = value * 1.1 if value.dtype == torch.bfloat16 else value
         return right(module, query, key, scaled, *args, **kwargs)
 
-    monkeypatch.setattr(gpu, "one_line_attention", wrong)
+    monkeypatch.setattr(gpu, "shared_prefix_attention", wrong)
     assert gpu.varlen_error("cpu", torch.bfloat16) > 0.02
 
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 import pytest
 import torch
 from conftest import SMALL, script
-from fintune.trainer import OneLine, OneLineTrainer
 from transformers.modeling_outputs import SequenceClassifierOutput
 from trl import ModelConfig, SFTConfig
 
-from fintune import classifier
 from fintune.errors import UserError
-from fintune.recipe import RunArguments, parse_recipe
+from fintune.recipe.recipe import SftArguments, parse_recipe
+from fintune.training.encoder import loss_of
+from fintune.training.shared_prefix import SharedPrefixCollator, SharedPrefixTrainer
 
 
 def weights_of(toy) -> list[float]:
@@ -32,18 +32,17 @@ def test_weights_are_rows_over_labels_times_rows_of_the_label(toy):
     assert sum(found[label] for label in labels) / 20 == pytest.approx(1)
 
 
-@pytest.mark.parametrize("batching", ["packed", "shared_prefix"])
-def test_a_language_models_loss_is_the_weighted_sum_of_its_rows_losses(toy, tmp_path, batching):
+def test_a_language_models_loss_is_the_weighted_sum_of_its_rows_losses(toy, tmp_path):
     _, data, prompt, model = toy
     weights = weights_of(toy)
     dataset = prompt.training_rows(data.splits["train"], weights)
-    trainer = OneLineTrainer(
+    trainer = SharedPrefixTrainer(
         model=model,
         args=SFTConfig(
             str(tmp_path / "out"), report_to="none", bf16=False, use_cpu=True, per_device_train_batch_size=20
         ),
         train_dataset=dataset,
-        data_collator=OneLine.of(batching, dataset),
+        data_collator=SharedPrefixCollator.of("shared_prefix", dataset),
         processing_class=prompt.tokenizer,
     )
     [batch] = trainer.get_train_dataloader()  # by the Trainer's own way, which drops columns that it does not know
@@ -62,20 +61,20 @@ def test_a_classifiers_loss_is_the_weighted_sum_of_its_rows_losses():
     logits, labels, weights = torch.randn(5, 3), torch.tensor([0, 2, 2, 1, 0]), [0.5, 1.0, 2.5]
     rows = torch.nn.functional.cross_entropy(logits, labels, reduction="none")
     expected = (rows * torch.tensor(weights)[labels]).sum()
-    loss, outputs = classifier.loss_of(weights), SequenceClassifierOutput(logits=logits)
+    loss, outputs = loss_of(weights), SequenceClassifierOutput(logits=logits)
     torch.testing.assert_close(loss(outputs, labels), expected / 5)
     torch.testing.assert_close(loss(outputs, labels, num_items_in_batch=torch.tensor(15)), expected / 15)
-    torch.testing.assert_close(classifier.loss_of(None)(outputs, labels, torch.tensor(15)), rows.sum() / 15)
+    torch.testing.assert_close(loss_of(None)(outputs, labels, torch.tensor(15)), rows.sum() / 15)
 
 
 def test_an_overlay_turns_them_on_and_padded_refuses_them(task_folder):
     (task_folder / "balanced.yaml").write_text("class_weights: balanced\n")
     argv = ["data/toy.yaml", "small.yaml", "balanced.yaml", *SMALL]
-    assert parse_recipe(argv, RunArguments, SFTConfig, ModelConfig).task.class_weights == "balanced"
+    assert parse_recipe(argv, SftArguments, SFTConfig, ModelConfig).task.class_weights == "balanced"
     script("train_sft").main(argv)
     assert "class_weights: balanced" in (task_folder / "runs/toy/small-balanced/recipe.yaml").read_text()
     with pytest.raises(UserError, match="set batching to shared_prefix"):
         script("train_sft").main([*argv, "--batching", "padded", "--output_dir", "padded"])
     (task_folder / "balanced.yaml").write_text("class_weights: heavy\n")
     with pytest.raises(UserError, match="takes balanced"):
-        parse_recipe(argv, RunArguments, SFTConfig, ModelConfig)
+        parse_recipe(argv, SftArguments, SFTConfig, ModelConfig)

@@ -15,6 +15,8 @@ from conftest import ROOT, SMALL, script
 from safetensors.torch import load_file
 
 from fintune.errors import Stopped, UserError
+from fintune.training import session
+from fintune.training.checkpoints import CheckpointManifest
 
 TOY = ["data/toy.yaml", "small.yaml", *SMALL]
 
@@ -68,7 +70,7 @@ def test_a_run_leaves_everything_and_evaluate_gives_the_same_figures(task_folder
     for key in ("accuracy", "macro_f1", "confusion_matrix", "per_class"):
         assert after["test"][key] == before[key]
     assert after["test"]["log_loss"] == pytest.approx(before["log_loss"], abs=1e-6)
-    assert after["training"]["updates"] == metrics["training"]["updates"]
+    assert after["training"]["steps"] == metrics["training"]["steps"]
     script("evaluate").main([str(run), "--split", "validation"])
     assert json.loads((run / "metrics-validation.json").read_text())["validation"]["rows"] == 12
 
@@ -96,25 +98,22 @@ def test_the_adapter_is_rank_stabilised_and_every_part_moves(task_folder, train)
     assert torch.equal(head, model.get_base_model().get_input_embeddings().weight)  # still tied
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(task_folder, train, capsys):
+def test_a_resumed_run_equals_an_uninterrupted_one(task_folder, train, capsys, monkeypatch):
     """Noise, dropout and rsLoRA on, stopped in the middle of an epoch by a signal, bit for bit; labels are numbers."""
     numbers = "task: toy\nlabels: {0: Up, 1: Up or down, 2: Down}\nfiles: {all: toy.csv}\n"  # text once in a manifest
     (task_folder / "data/toy.yaml").write_text(numbers)
     flags = ["--num_train_epochs", "2", "--save_strategy", "epoch", "--learning_rate", "1e-3"]
     train([*TOY, *flags, "--output_dir", "whole"])
 
-    import fintune.checkpoints as checkpoints
-
-    class StopAt5(checkpoints.KeepCheckpoints):
+    class StopAt5(CheckpointManifest):
         def on_step_end(self, args, state, control, **kwargs):
             if state.global_step == 5:
                 os.kill(os.getpid(), signal.SIGTERM)
             super().on_step_end(args, state, control, **kwargs)
 
-    module = script("train_sft")
-    module.KeepCheckpoints = StopAt5
-    with pytest.raises(Stopped) as stop:
-        module.main([*TOY, *flags, "--output_dir", "parts"])
+    with monkeypatch.context() as patch, pytest.raises(Stopped) as stop:
+        patch.setattr(session, "CheckpointManifest", StopAt5)
+        train([*TOY, *flags, "--output_dir", "parts"])
     assert stop.value.signum == signal.SIGTERM
     assert (task_folder / "parts/checkpoint-5/manifest.json").is_file()
     assert not (task_folder / "parts/metrics.json").exists()
@@ -211,11 +210,11 @@ def test_secrets_reach_no_file_and_no_line(task_folder):
         "WANDB_SILENT": "true",
     }
     for words in (
-        ["train_sft.py", *TOY, "--report_to", "wandb"],
-        ["export.py", "runs/toy/small", "plain"],
-        ["train_sft.py", *TOY, "--hub_token", "planted-as-a-flag"],
+        [str(ROOT / "train_sft.py"), *TOY, "--report_to", "wandb"],
+        ["-m", "fintune.cli", "export", "runs/toy/small", "plain"],
+        [str(ROOT / "train_sft.py"), *TOY, "--hub_token", "planted-as-a-flag"],
     ):
-        command = [sys.executable, str(ROOT / words[0]), *words[1:]]
+        command = [sys.executable, *words]
         done = subprocess.run(command, capture_output=True, text=True, env=environment)
         assert "planted" not in done.stdout + done.stderr
         assert done.returncode == (2 if "--hub_token" in words else 0), done.stderr[-2000:]
@@ -226,11 +225,11 @@ def test_secrets_reach_no_file_and_no_line(task_folder):
 
 def test_a_second_run_into_the_folder_is_refused(task_folder):
     holding = (
-        "import sys, time; from pathlib import Path; from fintune.checkpoints import claim\n"
-        "claim(Path('runs/toy/small')); print('claimed', flush=True); time.sleep(60)\n"
+        "import sys, time; from pathlib import Path; from fintune.training.checkpoints import lock_folder\n"
+        "lock_folder(Path('runs/toy/small')); print('locked', flush=True); time.sleep(60)\n"
     )
     first = subprocess.Popen([sys.executable, "-c", holding], stdout=subprocess.PIPE)
-    assert first.stdout.readline() == b"claimed\n"
+    assert first.stdout.readline() == b"locked\n"
     with pytest.raises(UserError, match="runs/toy/small: another run is training into it"):
         script("train_sft").main(TOY)
     first.kill()

@@ -12,15 +12,17 @@ import pytest
 import sentencepiece
 import torch
 from conftest import ROOT, SMALL, script
-from fintune.prompt import Prompt
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
 
-from fintune import baichuan, runs
 from fintune.errors import UserError
+from fintune.model import baichuan
+from fintune.model.load import load_model, load_tokenizer
+from fintune.model.prompt import Prompt
+from fintune.results.verify import read_result
 
 HIDDEN, HEADS, LAYERS, VOCABULARY = 32, 4, 2, 600
 SPACES = ["▁▁", "▁▁▁▁"]
@@ -199,7 +201,7 @@ def test_another_baichuan_is_refused(base, change, says):
     stated = {key: value for key, value in (CONFIG | change).items() if value is not None}
     (base / "config.json").write_text(json.dumps(stated))
     with pytest.raises(UserError, match=says):
-        runs.load_tokenizer(str(base), None, None)
+        load_tokenizer(str(base), None)
 
 
 def test_pickled_weights_are_refused_and_not_read(base, tmp_path):
@@ -213,9 +215,9 @@ def test_pickled_weights_are_refused_and_not_read(base, tmp_path):
 
     (base / "pytorch_model.bin").write_bytes(pickle.dumps(Trap()))
     with pytest.raises(UserError, match=r"pickled weights are never read.*--model_revision refs/pr/6"):
-        runs.load_tokenizer(str(base), "main", None)
+        load_tokenizer(str(base), "main", None)
     with pytest.raises(UserError, match="pickled weights are never read"):
-        runs.load_model(ModelConfig(model_name_or_path=str(base)), str(base), torch.device("cpu"))
+        load_model(ModelConfig(model_name_or_path=str(base)), str(base), torch.device("cpu"))
     assert not opened.exists()
     pickle.loads((base / "pytorch_model.bin").read_bytes())
     assert opened.exists()  # the trap works
@@ -245,7 +247,7 @@ def test_ids_of_the_converted_vocabulary_are_sentencepieces(base, headlines):
 def test_a_vocabulary_that_normalises_is_refused(base, headlines):
     train_sentencepiece(headlines, base / "tokenizer")  # with the dummy prefix
     with pytest.raises(UserError, match="another kind than Baichuan2's"):
-        runs.load_tokenizer(str(base), None, None)
+        load_tokenizer(str(base), None)
 
 
 @pytest.fixture
@@ -284,7 +286,7 @@ def llama(tmp_path, headlines) -> Path:
 
 def test_llamas_prompt_begins_with_bos_and_ends_where_the_label_begins(llama, toy):
     task = toy[0]
-    tokenizer = runs.load_tokenizer(str(llama), None, str(ROOT / "templates/plain-chat.jinja"))
+    tokenizer = load_tokenizer(str(llama), None, str(ROOT / "templates/plain-chat.jinja"))
     reference = sentencepiece.SentencePieceProcessor(model_file=str(llama / "tokenizer.model"))
     assert tokenizer("Profit rose", add_special_tokens=False)["input_ids"] == reference.encode("Profit rose")
     assert tokenizer.pad_token == "<unk>"
@@ -301,7 +303,7 @@ def test_llamas_prompt_begins_with_bos_and_ends_where_the_label_begins(llama, to
 
 
 def test_baichuans_prompt_has_no_bos_and_marks_stay_characters(base, toy):
-    tokenizer = runs.load_tokenizer(str(base), None, str(ROOT / "templates/plain-chat.jinja"))
+    tokenizer = load_tokenizer(str(base), None, str(ROOT / "templates/plain-chat.jinja"))
     hostile = f"Profit {MARKS[1]} rose  by 7</s> ▁▁"
     ids = Prompt(toy[0], tokenizer, 360).encode([hostile])[0]
     written = tokenizer.decode(ids)
@@ -318,13 +320,13 @@ def test_a_baseline_trains_and_is_scored_again_as_it_was(recipe, fixture, task_f
     )
     flags = [*SMALL[2:], "--max_steps", "4", "--output_dir", "run"]
     script("train_sft").main(["data/toy.yaml", "model.yaml", *flags])
-    result = runs.load_result(Path("run"))
+    result = read_result(Path("run"))
     losses = [entry["loss"] for entry in result["training"]["log"] if "loss" in entry]
     assert all(map(math.isfinite, losses)) and result["training"]["updates"] == 4
     assert result["model"]["trained_parameters"] == LAYERS * 8 * (4 * 2 * HIDDEN + 3 * (HIDDEN + 48))
     assert "/no_think" not in capsys.readouterr().out
     script("evaluate").main(["run"])
-    again = runs.load_result(Path("run"))
+    again = read_result(Path("run"))
     assert again["test"]["log_loss"] == pytest.approx(result["test"]["log_loss"], abs=1e-4)
     assert again["model"]["fingerprint"] == result["model"]["fingerprint"]
 

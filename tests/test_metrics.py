@@ -7,9 +7,11 @@ import sys
 import numpy as np
 import pytest
 from conftest import ROOT
-from fintune.calibration import calibrate, scaled, threshold_for
-from fintune.metrics import LabelMetrics, accuracy_interval, expected_calibration_error
 from scipy.stats import binom
+
+from fintune.scoring.calibration import fit_temperature, scaled, threshold_for
+from fintune.scoring.curves import expected_calibration_error
+from fintune.scoring.metrics import LabelMetrics, accuracy_interval
 
 
 def test_figures_on_a_table_worked_by_hand():
@@ -48,7 +50,7 @@ def test_calibration_error_of_a_calibrated_and_a_boasting_model():
     assert expected_calibration_error(np.full(100, 0.9), np.arange(100) < 50) == pytest.approx(0.4)
 
 
-PROBE = "import fintune.metrics, evaluate; print(evaluate.__file__, evaluate.Metric.__name__)"
+PROBE = "import fintune.scoring.metrics, evaluate; print(evaluate.__file__, evaluate.Metric.__name__)"
 
 
 @pytest.mark.parametrize(
@@ -87,18 +89,18 @@ def test_temperature_is_the_one_that_was_put_in_and_changes_no_label():
     labels = (honest.cumsum(axis=1) < rng.random((20_000, 1))).sum(axis=1)
     for temperature in (0.5, 1.0, 2.5):
         given = scaled(honest, 1 / temperature)  # 2.5: too sure of itself
-        found = calibrate(given, labels)
+        found = fit_temperature(given, labels)
         assert found["temperature"] == pytest.approx(temperature, rel=0.05)
         assert found["ece_after"] < 0.015
         np.testing.assert_allclose(scaled(given, found["temperature"]).sum(axis=1), 1)
         assert (scaled(given, found["temperature"]).argmax(axis=1) == given.argmax(axis=1)).all()
-    assert calibrate(scaled(honest, 0.4), labels)["ece_before"] > 0.1
-    assert calibrate(np.array([[0.9, 0.1], [0.2, 0.8]]), [0, 1])["temperature"] == 1  # all right: nothing to fit
+    assert fit_temperature(scaled(honest, 0.4), labels)["ece_before"] > 0.1
+    assert fit_temperature(np.array([[0.9, 0.1], [0.2, 0.8]]), [0, 1])["temperature"] == 1  # all right: nothing to fit
 
 
 def test_the_curve_gives_the_confidence_that_an_accuracy_needs():
     probabilities = np.array([[0.9, 0.1], [0.8, 0.2], [0.7, 0.3], [0.6, 0.4]])
-    found = calibrate(probabilities, [0, 0, 1, 0])
+    found = fit_temperature(probabilities, [0, 0, 1, 0])
     confidence = scaled(probabilities, found["temperature"]).max(axis=1)
     assert [(c, n) for c, n, _ in found["curve"]] == [(pytest.approx(c), n / 4) for n, c in enumerate(confidence, 1)]
     assert [accuracy for _, _, accuracy in found["curve"]] == pytest.approx([1, 1, 2 / 3, 3 / 4])

@@ -13,8 +13,8 @@ from transformers.models.qwen3 import modeling_qwen3
 from trl import ModelConfig, SFTConfig
 
 from fintune.errors import UserError
-from fintune.machine import LADDER, check_disk, check_fits, choose_model
-from fintune.recipe import RunArguments, dump_recipe, parse_recipe
+from fintune.machine import GPU_TIERS, check_disk, check_fits, choose_model
+from fintune.recipe.recipe import SftArguments, dump_recipe, parse_recipe
 
 TASKS = sorted(ROOT.glob("data/*.yaml"))
 MODELS = sorted(ROOT.glob("configs/*.yaml"))
@@ -25,7 +25,7 @@ OVERLAYS = sorted(ROOT.glob("configs/overlays/*.yaml"))
 
 
 def parse(*argv):
-    return parse_recipe(list(map(str, argv)), RunArguments, SFTConfig, ModelConfig)
+    return parse_recipe(list(map(str, argv)), SftArguments, SFTConfig, ModelConfig)
 
 
 @pytest.mark.parametrize("task", TASKS, ids=lambda path: path.stem)
@@ -35,7 +35,7 @@ def test_every_combination_parses(task, model, overlay):
     flags = ["--bf16", "false", "--use_cpu", "true"]  # this test runs on machines without a GPU
     layers = [task, model] + [overlay] * (overlay is not None)
     recipe = parse(*layers, *flags)
-    run_args, training_args, model_args = recipe.args
+    run_args, training_args, model_args = recipe.run_args, recipe.training_args, recipe.model_args
     assert recipe.task.task == task.stem
     assert training_args.output_dir == f"runs/{task.stem}/{'-'.join(path.stem for path in layers[1:])}"
     rows = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
@@ -49,7 +49,7 @@ def test_every_combination_parses(task, model, overlay):
 
 def test_the_paper_recipe_is_the_papers():
     recipe = parse(ROOT / "data/topic.yaml", ROOT / "configs/qwen3-8b.yaml", "--bf16", "false", "--use_cpu", "true")
-    run_args, training_args, model_args = recipe.args
+    run_args, training_args, model_args = recipe.run_args, recipe.training_args, recipe.model_args
     assert (training_args.learning_rate, training_args.num_train_epochs, training_args.max_length) == (5e-5, 3, 360)
     assert (model_args.lora_dropout, model_args.model_name_or_path) == (0.1, "Qwen/Qwen3-8B")
     assert recipe.task.paper[run_args.paper_row] == 0.9315
@@ -68,7 +68,7 @@ def test_model_auto_chooses_by_free_memory(free, name):
         ROOT / "data/topic.yaml", ROOT / f"configs/{name}.yaml", *flags.split(), "--bf16", "false", "--use_cpu", "true"
     )
     needs = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()).get("min_gpu_gib", 0)
-    assert needs <= min([step for step, model, *_ in LADDER if model == name], default=0)
+    assert needs <= min([step for step, model, *_ in GPU_TIERS if model == name], default=0)
 
 
 def test_the_makefile_words_parse():
@@ -82,15 +82,15 @@ def test_the_makefile_words_parse():
 def test_later_layers_and_flags_win_and_numbers_are_numbers(task_folder):
     (task_folder / "over.yaml").write_text("learning_rate: 2e-5\nnum_train_epochs: 7\nlora_r: 4\n")
     recipe = parse("data/toy.yaml", "small.yaml", "over.yaml", *SMALL, "--lora_r", "16")
-    assert recipe.args[1].learning_rate == 2e-5  # a string to YAML
-    assert recipe.args[1].num_train_epochs == 1  # SMALL's flag
-    assert recipe.args[2].lora_r == 16
+    assert recipe.training_args.learning_rate == 2e-5  # a string to YAML
+    assert recipe.training_args.num_train_epochs == 1  # SMALL's flag
+    assert recipe.model_args.lora_r == 16
     assert recipe.name == "small-over"
     saved = task_folder / "saved.yaml"
     saved.write_text(dump_recipe(recipe))
     again = parse(saved)
-    assert again.args[1].learning_rate == 2e-5
-    assert again.args[2].lora_r == 16
+    assert again.training_args.learning_rate == 2e-5
+    assert again.model_args.lora_r == 16
     assert again.task == recipe.task
 
 
@@ -100,20 +100,20 @@ MISTAKES = {
         r"over.yaml: unknown key `learning_rat`; the nearest known one is learning_rate",
     ),
     "unknown task key": ("label: [a, b]", "nearest known one is labels"),
-    "not a number": ("learning_rate: fast", "over.yaml: `learning_rate` is 'fast', which is no float"),
-    "not a whole number": ("lora_r: 8.5", "`lora_r` is 8.5, which is no int"),
+    "not a number": ("learning_rate: fast", "over.yaml: `learning_rate` is 'fast', which is not a number"),
+    "not a whole number": ("lora_r: 8.5", "`lora_r` is 8.5, which is not a whole number"),
     "not a choice": ("batching: packt", "batching"),
     "a list for a value": ("lora_r: [8]", "takes one value"),
     "a value for a list": ("lora_target_modules: q_proj", "takes a list"),
-    "not yes or no": ("use_rslora: perhaps", "which is no yes or no"),
+    "not yes or no": ("use_rslora: perhaps", "which is not yes or no"),
     "a secret": ("hub_token: hf_abc", "is a secret"),
     "no mapping": ("- a\n- b", "holds list"),
-    "no YAML": ("a: [", "no valid YAML"),
+    "no YAML": ("a: [", "not valid YAML"),
     "extends itself": ("extends: over.yaml", "cannot extend itself"),
     "extends nothing": ("extends: gone.yaml", "gone.yaml: no such recipe file"),
-    "python object": ("learning_rate: !!python/object/apply:os.system ['touch hacked']", "no valid YAML"),
-    "a day that is none": ("run_name: 2020-02-30", "no valid YAML"),
-    "a tag that fits nothing": ("a: !!int x", "no valid YAML"),
+    "python object": ("learning_rate: !!python/object/apply:os.system ['touch hacked']", "not valid YAML"),
+    "a day that is none": ("run_name: 2020-02-30", "not valid YAML"),
+    "a tag that fits nothing": ("a: !!int x", "not valid YAML"),
     "extends no path": ('extends: "\\0"', "cannot be read|no such recipe file"),
     "Hugging Face's own refusal": ("eval_strategy: sometimes", "sometimes"),
     "a file that Hugging Face lacks": ("accelerator_config: gone.json", "gone.json"),
@@ -150,8 +150,8 @@ def test_mistakes_on_the_command_line_are_named(task_folder, argv, message):
 
 def test_a_seed_has_a_folder_of_its_own(task_folder):
     recipe = parse("data/toy.yaml", "small.yaml", "--seed", "7")
-    assert recipe.args[1].output_dir == "runs/toy/small-seed7"
-    assert recipe.stated["seed"] == 7
+    assert recipe.training_args.output_dir == "runs/toy/small-seed7"
+    assert recipe.overrides["seed"] == 7
 
 
 def test_what_cannot_run_is_refused_before_anything_is_fetched(task_folder, monkeypatch):
@@ -186,7 +186,7 @@ def one_line(command: list[str], **kwargs) -> str:
 def test_exit_code_two_and_one_line_for_the_user(task_folder):
     train = str(ROOT / "train_sft.py")
     assert one_line([train, "data/toy.yaml", "small.yaml", "--lora_q", "1"]).startswith("error: command line: unknown")
-    assert "no finished run" in one_line([str(ROOT / "evaluate.py"), str(task_folder / "data")])
+    assert "not a finished run" in one_line([str(ROOT / "evaluate.py"), str(task_folder / "data")])
     assert not (task_folder / "runs").exists()
 
 

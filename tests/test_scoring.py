@@ -1,13 +1,14 @@
 """Label probabilities against a plain computation, one label at a time."""
 
-import sys
-
 import numpy as np
 import pytest
 import torch
-from fintune.runs import answers_at_once, explain_answers
+from transformers.integrations.neftune import activate_neftune
 
-from fintune.scoring import Scorer, common_prefix, evaluation, label_tree
+from fintune.model.forward import common_prefix
+from fintune.results.summary import explain_greedy
+from fintune.scoring.greedy import greedy_label_rate
+from fintune.scoring.label_scorer import LabelScorer, label_tree
 
 
 def one_label_at_a_time(model, prompt, texts) -> np.ndarray:
@@ -28,12 +29,14 @@ def test_scores_equal_one_label_at_a_time_whatever_the_batch(toy):
     expected = one_label_at_a_time(model, prompt, texts)
     assert prompt.label_ids[0][:-1] == prompt.label_ids[1][:1]  # Up, Up or down: a first token tells nothing
     for tokens_per_batch in (1, 100, 10_000):
-        found = Scorer(model, prompt, tokens_per_batch).log_likelihoods(texts)
+        found = LabelScorer(model, prompt, tokens_per_batch).log_likelihoods(texts)
         np.testing.assert_allclose(found, expected, atol=1e-4)
-    found = Scorer(model, prompt).probabilities(texts)
+    found = LabelScorer(model, prompt).probabilities(texts)
     np.testing.assert_allclose(found, torch.tensor(expected).softmax(-1).numpy(), atol=1e-4)
     for row in (0, 3):
-        np.testing.assert_allclose(Scorer(model, prompt).log_likelihoods([texts[row]])[0], expected[row], atol=1e-4)
+        np.testing.assert_allclose(
+            LabelScorer(model, prompt).log_likelihoods([texts[row]])[0], expected[row], atol=1e-4
+        )
 
 
 def test_many_texts_are_scored_in_parts_also_where_they_begin_alike(toy, monkeypatch):
@@ -41,8 +44,8 @@ def test_many_texts_are_scored_in_parts_also_where_they_begin_alike(toy, monkeyp
     texts = [f"{company} cut its dividend" for company in ("Alder", "Alder Alder", "Alder Birch")]
     texts += list(data.splits["test"]["text"][:5])
     expected = one_label_at_a_time(model, prompt, texts)
-    monkeypatch.setattr("fintune.scoring.AT_ONCE", 3)
-    scorer = Scorer(model, prompt)
+    monkeypatch.setattr("fintune.scoring.label_scorer.AT_ONCE", 3)
+    scorer = LabelScorer(model, prompt)
     prefixes = []
     computed = scorer._prefix_cache
     monkeypatch.setattr(scorer, "_prefix_cache", lambda ids: prefixes.append(ids) or computed(ids))
@@ -54,8 +57,8 @@ def test_many_texts_are_scored_in_parts_also_where_they_begin_alike(toy, monkeyp
 def test_a_neighbour_in_the_batch_changes_nothing(toy):
     _, data, prompt, model = toy
     texts = data.splits["test"]["text"]
-    alone = Scorer(model, prompt).log_likelihoods(texts[:1])
-    with_others = Scorer(model, prompt).log_likelihoods([texts[0], *reversed(texts), "noise " * 20])
+    alone = LabelScorer(model, prompt).log_likelihoods(texts[:1])
+    with_others = LabelScorer(model, prompt).log_likelihoods([texts[0], *reversed(texts), "noise " * 20])
     np.testing.assert_allclose(with_others[0], alone[0], atol=1e-4)
 
 
@@ -64,7 +67,7 @@ def test_the_last_mlp_reads_what_the_head_reads(toy):
     read = []
     mlp = model.model.layers[-1].mlp
     hook = mlp.gate_proj.register_forward_hook(lambda module, inputs, output: read.append(output.shape[1]))
-    scorer = Scorer(model, prompt)
+    scorer = LabelScorer(model, prompt)
     scorer.probabilities(data.splits["test"]["text"])
     hook.remove()
     assert read[0] > 10  # the instruction
@@ -72,33 +75,26 @@ def test_the_last_mlp_reads_what_the_head_reads(toy):
     assert len(mlp._forward_pre_hooks) == len(mlp._forward_hooks) == 0
 
 
-def test_lean_layers_are_the_models_own(toy):
-    module, mlp = sys.modules[type(toy[3]).__module__], toy[3].model.layers[0].mlp
-    theirs, plain = module.apply_rotary_pos_emb, type(mlp).forward
-    query, key, hidden = torch.randn(2, 4, 5, 8), torch.randn(2, 2, 5, 8), torch.randn(2, 5, 32)
-    angles = torch.rand(2, 5, 4).repeat(1, 1, 2)  # transformers gives each pair's angle twice
-    with evaluation(toy[3]):
-        assert module.apply_rotary_pos_emb is not theirs
-        assert type(mlp).forward is not plain
-        found = [*module.apply_rotary_pos_emb(query, key, angles.cos(), angles.sin()), mlp(hidden)]
-        expected = [*theirs(query, key, angles.cos(), angles.sin()), plain(mlp, hidden)]
-    assert module.apply_rotary_pos_emb is theirs
-    assert type(mlp).forward is plain
-    for ours, transformers in zip(found, expected, strict=True):
-        torch.testing.assert_close(ours, transformers, rtol=1e-6, atol=1e-6)
-
-
 def test_the_model_is_left_as_it_was(toy):
     _, _, prompt, model = toy
     model.train()
     model.set_attn_implementation("eager")
-    Scorer(model, prompt).probabilities(["profit rose"])
+    LabelScorer(model, prompt).probabilities(["profit rose"])
     assert model.training
     assert model.config._attn_implementation == "eager"
 
 
+def test_neither_noise_nor_dropout_reaches_a_score(toy):
+    _, data, prompt, model = toy
+    texts = data.splits["test"]["text"]
+    expected = LabelScorer(model, prompt).log_likelihoods(texts)
+    activate_neftune(model, 50.0)
+    model.train()
+    np.testing.assert_array_equal(LabelScorer(model, prompt).log_likelihoods(texts), expected)
+
+
 def test_no_texts_give_no_rows(toy):
-    assert Scorer(toy[3], toy[2]).probabilities([]).shape == (0, 3)
+    assert LabelScorer(toy[3], toy[2]).probabilities([]).shape == (0, 3)
 
 
 def test_label_tree_shares_what_labels_share():
@@ -122,16 +118,16 @@ def test_common_prefix_leaves_a_token():
 
 def test_generation_check_names_the_cause(toy):
     _, data, prompt, model = toy
-    report = answers_at_once(model, prompt, data.splits["test"]["text"])
+    report = greedy_label_rate(model, prompt, data.splits["test"]["text"])
     assert report["rows"] == len(data.splits["test"])
     assert 0 <= report["share"] < 0.9  # untrained
-    assert explain_answers(report)
+    assert explain_greedy(report)
     for miss, cause in (("<think>\nHm", "reasoning chain"), ("<|im_end|>", "empty"), ("The answer", "other words")):
-        assert cause in explain_answers({"rows": 2, "share": 0.5, "first_miss": miss})
-    assert explain_answers({"rows": 64, "share": 1.0}) is None
+        assert cause in explain_greedy({"rows": 2, "share": 0.5, "first_miss": miss})
+    assert explain_greedy({"rows": 64, "share": 1.0}) is None
 
 
-def test_bent_logits_are_refused(toy):
+def test_transformed_logits_are_refused(toy):
     toy[3].config.final_logit_softcapping = 30.0
     with pytest.raises(Exception, match="final_logit_softcapping"):
-        Scorer(toy[3], toy[2])
+        LabelScorer(toy[3], toy[2])

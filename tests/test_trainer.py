@@ -4,10 +4,13 @@ import math
 
 import pytest
 import torch
-from fintune.prompt import IGNORE
-from fintune.trainer import CheapDropout, OneLine, OneLineTrainer
 from peft import LoraConfig, get_peft_model
+from transformers import TrainerCallback
 from trl import SFTConfig, SFTTrainer
+
+from fintune.model.prompt import IGNORE
+from fintune.training.checkpoints import CheckpointManifest, interruptible
+from fintune.training.shared_prefix import CheapDropout, SharedPrefixCollator, SharedPrefixTrainer
 
 
 def make_trainer(toy, batching: str, tmp_path, rows: int = 12, lora_dropout: float = 0.0, **config):
@@ -21,9 +24,9 @@ def make_trainer(toy, batching: str, tmp_path, rows: int = 12, lora_dropout: flo
         "lora_dropout": lora_dropout,
     }
     dataset = prompt.training_rows(data.splits["train"].select(range(rows)))
-    collator = OneLine.of(batching, dataset)
+    collator = SharedPrefixCollator.of(batching, dataset)
     config = {"per_device_train_batch_size": rows, "report_to": "none", "bf16": False, **config}
-    trainer = (OneLineTrainer if collator else SFTTrainer)(
+    trainer = (SharedPrefixTrainer if collator else SFTTrainer)(
         model=get_peft_model(model, LoraConfig(task_type="CAUSAL_LM", **lora)),
         args=SFTConfig(str(tmp_path / "out"), gradient_checkpointing=False, use_cpu=True, **config),
         train_dataset=dataset,
@@ -49,13 +52,12 @@ def loss_and_gradients(trainer, batches: list[list[dict]]):
     return total, gradients
 
 
-@pytest.mark.parametrize("batching", ["packed", "shared_prefix"])
-def test_one_line_equals_three_by_four_of_stock_trl(toy, tmp_path, batching):
+def test_a_shared_prefix_equals_three_by_four_of_stock_trl(toy, tmp_path):
     stock, rows = make_trainer(toy, "padded", tmp_path)
     expected_loss, expected = loss_and_gradients(stock, [rows[i : i + 3] for i in range(0, 12, 3)])
     state = stock.model.state_dict()
     toy = (*toy[:3], type(toy[3]).from_pretrained(tmp_path / "base"))
-    ours, rows = make_trainer(toy, batching, tmp_path)
+    ours, rows = make_trainer(toy, "shared_prefix", tmp_path)
     ours.model.load_state_dict(state)
     for batches in ([rows], [rows[:5], rows[5:]]):
         loss, gradients = loss_and_gradients(ours, batches)
@@ -65,11 +67,10 @@ def test_one_line_equals_three_by_four_of_stock_trl(toy, tmp_path, batching):
             assert (gradient - expected[name]).abs().max() / scale < 1e-4, name
 
 
-@pytest.mark.parametrize("batching", ["packed", "shared_prefix"])
-def test_an_update_of_the_trainer_equals_stock_trls(toy, tmp_path, batching):
+def test_a_step_of_the_trainer_equals_stock_trls(toy, tmp_path):
     """Through train() itself, which counts the label tokens that the loss is divided by."""
     figures = {}
-    for way, steps in (("padded", 4), (batching, 1), (batching, 3)):
+    for way, steps in (("padded", 4), ("shared_prefix", 1), ("shared_prefix", 3)):
         model = type(toy[3]).from_pretrained(tmp_path / "base")
         once = {"max_steps": 1, "logging_steps": 1, "save_strategy": "no", "gradient_accumulation_steps": steps}
         trainer, _ = make_trainer((*toy[:3], model), way, tmp_path, **once, per_device_train_batch_size=12 // steps)
@@ -151,24 +152,43 @@ def test_positions_continue_from_the_shared_prefix(toy, tmp_path):
     assert read[0] == batch["labels"][0, 0]
 
 
-@pytest.mark.parametrize("batching", ["packed", "shared_prefix"])
-def test_noise_is_scaled_by_each_rows_own_length(toy, tmp_path, batching):
+def in_training(trainer, look) -> None:
+    """Call `look` in the first step of train(), where NEFTune's hook is on, and stop."""
+
+    class Look(TrainerCallback):
+        def on_step_begin(self, args, state, control, model, **kwargs):
+            look(model)
+            raise RuntimeError("power cut")
+
+    trainer.add_callback(Look())
+    with pytest.raises(RuntimeError, match="power cut"), interruptible(trainer, CheckpointManifest({})):
+        trainer.train()
+    trainer.remove_callback(Look)
+
+
+@pytest.mark.parametrize("batching", ["padded", "shared_prefix"])
+def test_the_trainers_own_noise_has_the_size_of_alpha_over_the_root_of_length_and_width(toy, tmp_path, batching):
+    """Length is that of the padded batch; of packed rows, whose tensor is twelve rows long, it is a row's mean."""
     trainer, rows = make_trainer(toy, batching, tmp_path, neftune_noise_alpha=5.0)
+    batch, seen = trainer.data_collator(rows), []
     embeddings = trainer.model.get_input_embeddings()
-    batch = trainer.data_collator(rows)
     clean = torch.nn.functional.embedding(batch["input_ids"], embeddings.weight)
-    seen = []
-    handle = embeddings.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
-    trainer.model.train()
-    for _ in range(40):
-        trainer.compute_loss(trainer.model, dict(batch))
-    handle.remove()
-    noise = (torch.stack(seen) - clean).abs().amax(dim=(0, 3))[0]  # largest of 40 x 32 draws a token
-    bound = 5.0 / (batch["token_lengths"][0] * clean.size(-1)).sqrt()
-    assert (noise <= bound + 1e-6).all()
+
+    def look(model):
+        model.train()
+        handle = embeddings.register_forward_hook(lambda module, inputs, output: seen.append(output.detach()))
+        for _ in range(40):
+            trainer.compute_loss(model, dict(batch))
+        handle.remove()
+
+    in_training(trainer, look)
+    noise = (torch.stack(seen) - clean).abs().amax(dim=(0, 3))  # largest of 40 x 32 draws a token
+    lengths = [len(row["input_ids"]) for row in rows]
+    length = max(lengths) if batching == "padded" else sum(lengths) / len(lengths)
+    bound = 5.0 / math.sqrt(length * clean.size(-1))
+    assert len(set(lengths)) > 1
+    assert (noise <= bound * (1 + 1e-5)).all()
     assert (noise >= 0.97 * bound).all()
-    lengths = batch["token_lengths"][0, trainer.data_collator.shared :]
-    assert sorted(set(lengths.tolist())) == sorted({float(len(row["input_ids"])) for row in rows})
 
 
 def embedding_noise(trainer, rows) -> float:
@@ -184,32 +204,24 @@ def embedding_noise(trainer, rows) -> float:
 
 @pytest.mark.parametrize("batching", ["padded", "shared_prefix"])
 def test_noise_is_on_in_training_off_in_evaluation_and_gone_after_an_interruption(toy, tmp_path, batching):
-    from fintune.checkpoints import KeepCheckpoints, interruptible
-    from transformers import TrainerCallback
-
     noise, evaluated = [], []
 
-    class Interrupt(TrainerCallback):
-        def on_step_begin(self, args, state, control, model, **kwargs):
-            model.train()
-            noise.append(embedding_noise(trainer, rows))
-            model.eval()
-            evaluated.append(embedding_noise(trainer, rows))
-            model.train()
-            raise RuntimeError("power cut")
+    def look(model):
+        model.train()
+        noise.append(embedding_noise(trainer, rows))
+        model.eval()
+        evaluated.append(embedding_noise(trainer, rows))
+        model.train()
 
     trainer, rows = make_trainer(toy, batching, tmp_path, neftune_noise_alpha=5.0)
-    trainer.add_callback(Interrupt())
-    for _ in range(2):  # the second time a hook left behind would double the noise
-        with pytest.raises(RuntimeError, match="power cut"), interruptible(trainer, KeepCheckpoints({})):
-            trainer.train()
+    for _ in range(2):  # the second time a hook left from the first would double the noise
+        in_training(trainer, look)
     bound = 5.0 / math.sqrt(min(len(row["input_ids"]) for row in rows) * 32)
     assert all(0.3 * bound < value <= bound for value in noise)
     assert evaluated == [0.0, 0.0]
     assert not hasattr(trainer.model.get_input_embeddings(), "neftune_noise_alpha")
     trainer.model.train()
-    if batching == "padded":
-        assert embedding_noise(trainer, rows) == 0.0
+    assert embedding_noise(trainer, rows) == 0.0
 
 
 def test_alpha_none_means_no_noise(toy, tmp_path):

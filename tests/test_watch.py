@@ -8,15 +8,14 @@ import torch
 import wandb
 from conftest import ROOT, SMALL, script
 from datasets import Dataset
-from fintune.inference import Classifier
-from fintune.prompt import IGNORE
-from fintune.trainer import OneLine, OneLineTrainer
-from fintune.watch import Watch
 from peft import LoraConfig, get_peft_model
 from peft.tuners.lora import LoraLayer
 from trl import SFTConfig
 
-from fintune import watch
+from fintune.deploy.classifier import Classifier
+from fintune.model.prompt import IGNORE
+from fintune.training.callbacks import CurveWatch, memory_advice
+from fintune.training.shared_prefix import SharedPrefixCollator, SharedPrefixTrainer
 
 EPOCH = ["data/toy.yaml", "small.yaml", *SMALL, "--logging_steps", "1"]
 
@@ -44,15 +43,15 @@ def test_a_learning_rate_too_high_and_one_too_low(task_folder, capsys):
 def small_trainer(toy, tmp_path, rows: Dataset | None = None, model=None, **config):
     _, data, prompt, untrained = toy
     rows = prompt.training_rows(data.splits["train"]) if rows is None else rows
-    trainer = OneLineTrainer(
+    trainer = SharedPrefixTrainer(
         model=model or get_peft_model(untrained, LoraConfig(task_type="CAUSAL_LM", target_modules="all-linear", r=4)),
         args=SFTConfig(str(tmp_path / "out"), report_to="none", bf16=False, use_cpu=True, **config),
         train_dataset=rows,
         eval_dataset=rows,
-        data_collator=OneLine.of("shared_prefix", rows),
+        data_collator=SharedPrefixCollator.of("shared_prefix", rows),
         processing_class=prompt.tokenizer,
     )
-    watcher = Watch(trainer, prompt, data)
+    watcher = CurveWatch(trainer, prompt, data)
     trainer.add_callback(watcher)
     return trainer, watcher
 
@@ -104,11 +103,11 @@ def test_noise_that_costs_accuracy(toy, run_dir, tmp_path):
     classifier = Classifier.from_pretrained(run_dir)
     task, data, _, _ = toy
     data.splits["validation"] = data.splits["train"]
-    toy = (task, data, classifier.encoder, classifier.model)
+    toy = (task, data, classifier.scorer.encoder, classifier.scorer.model)
     for alpha, heard in ((0.3, False), (300, True)):
-        trainer, watcher = small_trainer(toy, tmp_path, model=classifier.model, neftune_noise_alpha=alpha)
+        trainer, watcher = small_trainer(toy, tmp_path, model=classifier.scorer.model, neftune_noise_alpha=alpha)
         state = torch.get_rng_state()
-        watcher.on_evaluate(trainer.args, trainer.state, trainer.control, classifier.model)
+        watcher.on_evaluate(trainer.args, trainer.state, trainer.control, classifier.scorer.model)
         assert torch.equal(torch.get_rng_state(), state)  # training goes on as if nobody had looked
         assert ("too much noise" in watcher.said) == heard
     assert "lower neftune_noise_alpha (300)" in watcher.said["too much noise"]
@@ -120,12 +119,13 @@ from pathlib import Path
 spec = importlib.util.spec_from_file_location("train", sys.argv[1])
 train = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(train)
-inner = train.memory_advice
+from fintune.training import session
+inner = session.memory_advice
 def at_the_limit(*args):
     held = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (held + 2**26, held + 2**26))
     return inner(*args)
-train.memory_advice = at_the_limit
+session.memory_advice = at_the_limit
 train.run(lambda argv: train.main(sys.argv[2:]))
 """
 
@@ -146,5 +146,5 @@ def test_out_of_memory_says_what_would_fit(task_folder):
 
 
 def test_other_errors_keep_their_traceback():
-    with pytest.raises(RuntimeError, match="shape"), watch.memory_advice(SFTConfig(bf16=False)):
+    with pytest.raises(RuntimeError, match="shape"), memory_advice(SFTConfig(bf16=False)):
         raise RuntimeError("shape mismatch")
