@@ -1,29 +1,36 @@
 """The comparison of finished runs, on runs that the tests write: counts are chosen, so every figure is known."""
 
-import ast
 import html
 import json
 import re
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
-import yaml
 from chromium import BINARY, Chromium
-from conftest import ROOT, script
-from fintune.comparison import compare_pairs, compare_runs, coverage_risk, percentiles, reliability
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
-from fintune import comparison, report
 from fintune.errors import UserError
+from fintune.recipe.identity import identity
+from fintune.recipe.task import make_task
+from fintune.results import page, publish, tables
+from fintune.results.cells import compare_runs
+from fintune.results.compare import compare
+from fintune.results.statistics import Pair, compare_pairs, percentiles, resampled_accuracies
+from fintune.results.verify import SCHEMA
+from fintune.scoring.curves import coverage_risk, reliability
 
 LABELS = ["Up", "Flat | even", "Down"]
-RECIPE = {"task": "toy", "model_name_or_path": "tiny", "learning_rate": "3e-4", "seed": 42, "output_dir": "x"}
+RECIPE = {"model_name_or_path": "tiny", "learning_rate": "3e-4", "seed": 42, "output_dir": "x"}
 
 
-def write_run(folder: Path, wrong: set[int], n: int = 60, recipe: dict | None = None, texts=None, **changes) -> None:
+def write_run(
+    folder: Path, wrong: set[int], n: int = 60, recipe: dict = RECIPE, texts=None, template="{{ text }} ?", **changes
+) -> None:
     """A run that mislabels the rows in `wrong`; `changes` replace keys of its metrics.json."""
     folder.mkdir(parents=True)
     truth = [i % 3 for i in range(n)]
@@ -37,10 +44,14 @@ def write_run(folder: Path, wrong: set[int], n: int = 60, recipe: dict | None = 
     (folder / "predictions.jsonl").write_text("\n".join(rows) + "\n", encoding="utf-8")
     accuracy = 1 - len(wrong) / n
     test = {"rows": n, "accuracy": accuracy, "accuracy_interval": [max(0, accuracy - 0.1), min(1, accuracy + 0.1)]}
+    (folder / "template.jinja").write_text(template)
+    files = recipe.get("files", {"all": "toy.csv"})
+    task = make_task({"task": "toy", "labels": LABELS, "files": files, "template": folder / "template.jinja"}, "toy")
     result = {
-        "schema": 1,
+        "schema": SCHEMA,
         "task": "toy",
         "name": "tiny",
+        "identity": identity(recipe, task, changes.get("data", {}).get("sha256", "ab" * 32)),
         "data": {"source": "mirror", "sha256": "ab" * 32, "labels": LABELS, "license": "MIT"},
         "split": "test",
         "test": test | {"macro_f1": accuracy, "accuracy_clean": accuracy, "rows_per_second": 10.0},
@@ -55,8 +66,6 @@ def write_run(folder: Path, wrong: set[int], n: int = 60, recipe: dict | None = 
         },
     }
     (folder / "metrics.json").write_text(json.dumps(result | changes))
-    if recipe is not None:
-        (folder / "recipe.yaml").write_text(yaml.safe_dump(recipe))
 
 
 def write_data(source: str, sha256: str) -> dict:
@@ -105,12 +114,12 @@ def test_paired_interval_is_that_of_scipy():
 def test_interval_over_seeds_is_wider_than_over_rows():
     rng = np.random.default_rng(3)
     hits = rng.random((4, 500)) < np.array([0.6, 0.7, 0.8, 0.9])[:, None]
-    [draws] = comparison.resampled_accuracies(hits)
+    [draws] = resampled_accuracies(hits)
     between = hits.mean(axis=1).var() / 4  # variance of a mean of 4 seeds drawn with replacement
     within = hits.mean(axis=0).var() / 500
     assert draws.mean() == pytest.approx(hits.mean(), abs=0.002)
     assert draws.std() == pytest.approx((between + within) ** 0.5, rel=0.06)
-    [one] = comparison.resampled_accuracies(hits[:1])
+    [one] = resampled_accuracies(hits[:1])
     assert percentiles(one) == pytest.approx(
         stats.norm.interval(0.95, hits[0].mean(), hits[0].std() / 500**0.5), abs=0.006
     )
@@ -129,10 +138,10 @@ def test_holm_over_all_pairs_of_a_group():
 
 
 def test_verdict_needs_both_tests():
-    pair = comparison.Pair(0, 1, 0.03, (0.01, 0.05), 40, 10, 0.001, 0.01, rows=4117)
+    pair = Pair(0, 1, 0.03, (0.01, 0.05), 40, 10, 0.001, 0.01, rows=4117)
     assert pair.verdict == "real at n = 4,117"
     for weaker in ({"p_holm": 0.06}, {"interval": (-0.001, 0.05)}):
-        assert comparison.Pair(**vars(pair) | weaker).verdict == "inside noise"
+        assert Pair(**vars(pair) | weaker).verdict == "inside noise"
 
 
 def test_curves_on_known_rows():
@@ -179,8 +188,8 @@ def test_another_recipe_is_another_cell(tmp_path, change):
 
 def test_another_template_or_name_is_another_cell(tmp_path):
     for name, seed in (("a", 1), ("b", 2), ("c", 3)):
-        write_run(tmp_path / name, {1}, recipe=RECIPE | {"seed": seed}, name="other" if name == "c" else "tiny")
-    (tmp_path / "b/template.jinja").write_text("{{ text }}")
+        changes = {"c": {"name": "other"}, "b": {"template": "{{ text }}"}}.get(name, {})
+        write_run(tmp_path / name, {1}, recipe=RECIPE | {"seed": seed}, **changes)
     [group], _ = compare_runs(tmp_path)
     assert sorted(cell.label for cell in group.cells) == ["other", "tiny (a)", "tiny (b)"]
 
@@ -209,7 +218,7 @@ def test_other_data_never_share_a_table(tmp_path):
         ("toy", ["mirror"], "cd"),
         ("toy", ["sample"], "ab"),  # invented rows last
     ]
-    assert "These rows are invented" in report.markdown(groups, [])
+    assert "These rows are invented" in tables.markdown(groups, [])
 
 
 def test_paper_is_set_beside_published_rows_alone(tmp_path):
@@ -218,8 +227,8 @@ def test_paper_is_set_beside_published_rows_alone(tmp_path):
     write_run(tmp_path / "sample", {1}, **paper, **write_data("sample", "cd" * 32))
     real, sample = compare_runs(tmp_path)[0]
     assert real.cells[0].paper == 0.85 and sample.cells[0].paper is None
-    assert report.flat(report.table(real)[1])[0][-1] == "+13.3 (outside our interval)"
-    assert report.flat(report.table(sample)[1])[0][-1] == "–"
+    assert tables.flat(tables.table(real)[1])[0][-1] == "+13.3 (outside our interval)"
+    assert tables.flat(tables.table(sample)[1])[0][-1] == "–"
 
 
 # Runs that cannot be compared
@@ -237,11 +246,13 @@ def edit(path: Path, old: str, new: str) -> None:
 
 BROKEN = {
     "no metrics.json": lambda run: (run / "metrics.json").unlink(),
-    "metrics.json is no whole JSON": lambda run: truncate(run / "metrics.json"),
-    "metrics.json has schema 99": lambda run: edit(run / "metrics.json", '"schema": 1', '"schema": 99'),
+    "metrics.json is not valid JSON": lambda run: truncate(run / "metrics.json"),
+    "metrics.json has schema 99": lambda run: edit(run / "metrics.json", f'"schema": {SCHEMA}', '"schema": 99'),
     "metrics.json has schema None": lambda run: (run / "metrics.json").write_text("[]"),
     "metrics.json is incomplete": lambda run: edit(run / "metrics.json", '"accuracy_interval"', '"gone"'),
-    "no finite number": lambda run: edit(run / "metrics.json", '"macro_f1": 0.95', '"macro_f1": NaN'),
+    "incomplete (KeyError: 'identity')": lambda run: edit(run / "metrics.json", '"identity"', '"gone"'),
+    "incomplete (KeyError: 'seed')": lambda run: edit(run / "metrics.json", '"seed"', '"gone"'),
+    "a number that is not finite": lambda run: edit(run / "metrics.json", '"macro_f1": 0.95', '"macro_f1": NaN'),
     "no predictions.jsonl": lambda run: (run / "predictions.jsonl").unlink(),
     "predictions.jsonl:31 cannot be read": lambda run: truncate(run / "predictions.jsonl"),
     "predictions.jsonl has 59 rows, metrics.json says 60": lambda run: (run / "predictions.jsonl").write_text(
@@ -249,8 +260,7 @@ BROKEN = {
     ),
     "gives accuracy 0.9667": lambda run: edit(run / "predictions.jsonl", '"label": "Flat | even"', '"label": "Down"'),
     "cannot be read (KeyError": lambda run: edit(run / "predictions.jsonl", '"label": "Up"', '"label": "Sideways"'),
-    "no distribution": lambda run: edit(run / "predictions.jsonl", "0.8", "0.4"),
-    "recipe.yaml is no YAML": lambda run: (run / "recipe.yaml").write_text("a: [1"),
+    "are not a distribution": lambda run: edit(run / "predictions.jsonl", "0.8", "0.4"),
     "other rows than good1, the first is row 1": lambda run: edit(run / "predictions.jsonl", "headline 0", "other"),
 }
 
@@ -286,10 +296,9 @@ def test_results_that_are_not_whole_yet(tmp_path):
     assert [left.path for left in left_out] == ["old/staging", "training"]
 
 
-def test_schema_is_that_of_the_runs():
-    tree = ast.parse((ROOT / "src/fintune/runs.py").read_text(encoding="utf-8"))
-    values = {node.targets[0].id: node.value for node in tree.body if isinstance(node, ast.Assign)}
-    assert ast.literal_eval(values["SCHEMA"]) == comparison.SCHEMA
+def test_comparing_loads_no_model_library():
+    code = "import sys, fintune.results.compare; print({'torch', 'transformers', 'trl', 'wandb'} & set(sys.modules))"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "set()\n"
 
 
 # What is written
@@ -307,8 +316,8 @@ def runs(tmp_path):
     return folder
 
 
-def test_script_writes_page_and_markdown(runs, capsys):
-    script("compare").main([str(runs)])
+def test_it_writes_page_and_markdown(runs, capsys):
+    compare(runs, None, wandb=False)
     out = capsys.readouterr().out
     assert "better" in out and "2 seeds" in out and "real at n = 60" in out
     text = (runs / "report.md").read_text()
@@ -319,32 +328,32 @@ def test_script_writes_page_and_markdown(runs, capsys):
 
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(UserError, match="no finished run to compare"):
-        script("compare").main([str(tmp_path)])
+        compare(tmp_path, None, wandb=False)
 
 
 def test_readme_block(runs, tmp_path):
     readme = tmp_path / "README.md"
     before, after = "# Über\r\n\nkept <!-- other -->\n", "\n\nkept too, no newline at the end"
-    readme.write_bytes(f"{before}{report.BEGIN}\nold{report.END}{after}".encode())
-    script("compare").main([str(runs), "--readme", str(readme)])
+    readme.write_bytes(f"{before}{tables.BEGIN}\nold{tables.END}{after}".encode())
+    compare(runs, readme, wandb=False)
     once = readme.read_bytes()
-    script("compare").main([str(runs), "--readme", str(readme)])
+    compare(runs, readme, wandb=False)
     assert readme.read_bytes() == once
     text = once.decode()
-    assert text.startswith(before + report.BEGIN) and text.endswith(report.END + after) and "old" not in text
+    assert text.startswith(before + tables.BEGIN) and text.endswith(tables.END + after) and "old" not in text
     for said in ("mirror data", "sha256 abababababab", "Some CPU, 2 cores, no GPU", "| tiny |", "0.9833", "invented"):
         assert said in text, said
 
 
 @pytest.mark.parametrize(
-    "content", [None, "", report.BEGIN, report.END + report.BEGIN, report.BEGIN * 2 + report.END], ids=repr
+    "content", [None, "", tables.BEGIN, tables.END + tables.BEGIN, tables.BEGIN * 2 + tables.END], ids=repr
 )
 def test_readme_without_its_marks(runs, tmp_path, content):
     readme = tmp_path / "README.md"
     if content is not None:
         readme.write_text(content)
     with pytest.raises(UserError, match=re.escape(str(readme))):
-        script("compare").main([str(runs), "--readme", str(readme)])
+        compare(runs, readme, wandb=False)
     assert not (runs / "report.html").exists()  # said before anything is written
     assert content is None or readme.read_text() == content
 
@@ -370,8 +379,8 @@ def hostile_runs(tmp_path):
 
 def test_hostile_texts_stay_texts(hostile_runs, tmp_path, capsys):
     readme = tmp_path / "README.md"
-    readme.write_text(report.BEGIN + report.END)
-    script("compare").main([str(hostile_runs), "--readme", str(readme)])
+    readme.write_text(tables.BEGIN + tables.END)
+    compare(hostile_runs, readme, wandb=False)
     assert "\x1b" not in capsys.readouterr().out
     page = (hostile_runs / "report.html").read_text(encoding="utf-8")
     assert page.count("<script") == 2 and page.count("</script") == 2  # the data and our own
@@ -381,10 +390,10 @@ def test_hostile_texts_stay_texts(hostile_runs, tmp_path, capsys):
     assert {row[0] for row in group["rows"]["rows"]} >= set(HOSTILE)
     assert "<img" not in page and "<b>" not in page and html.escape("<b>broken") in page
     text = readme.read_text()
-    assert text.count(report.END) == 1 and "<script" not in text
+    assert text.count(tables.END) == 1 and "<script" not in text
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:4]}) == 1  # no name opens a column
-    script("compare").main([str(hostile_runs), "--readme", str(readme)])
+    compare(hostile_runs, readme, wandb=False)
     assert readme.read_text() == text
 
 
@@ -393,24 +402,23 @@ def test_page_stays_small_and_says_what_it_leaves_out(tmp_path):
     for name in ("a", "b"):
         write_run(tmp_path / name, set(range(0, 3000, 2 if name == "a" else 3)), n=3000, texts=texts, name=name)
     groups, _ = compare_runs(tmp_path)
-    found = report.telling_rows(groups[0], 300_000)
+    found = page.disagreements(groups[0], 300_000)
     assert found["differ"] + found["all_wrong"] + found["all_right"] == 3000
     assert found["left_out"] == found["differ"] + found["all_wrong"] - len(found["rows"]) > 0
     assert len(json.dumps(found["rows"])) <= 300_000
-    page = report.html_page(groups, [], ROOT / "templates")
-    assert len(page) < 2.5e6
+    assert len(page.html_page(groups, [])) < 2.5e6
 
 
 def test_wandb_says_in_one_line_what_it_lacks(runs, monkeypatch):
-    monkeypatch.setattr(report.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"wandb-workspaces is not installed; pip install -e '\.\[report\]'"):
-        report.publish(compare_runs(runs)[0])
+    monkeypatch.setattr(publish.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"wandb-workspaces is not installed; pip install 'fintune\[report\]'"):
+        publish.publish(compare_runs(runs)[0])
 
 
 def test_wandb_report_is_built_without_texts_of_rows(runs):
     pytest.importorskip("wandb_workspaces", reason="the extra [report] is not installed")
     groups, _ = compare_runs(runs)
-    built = report.wandb_report(groups, "fintune", "someone")
+    built = publish.wandb_report(groups, "fintune", "someone")
     blocks = repr(built.blocks)
     assert "0.9833" in blocks and "train/loss" in blocks and "headline" not in blocks
 
@@ -431,7 +439,7 @@ def browser():
 @pytest.mark.parametrize("width", [1280, 390])
 def test_page_in_a_browser(runs, browser, width):
     write_run(runs / "last", set(range(40)), name="last")
-    script("compare").main([str(runs)])
+    compare(runs, None, wandb=False)
     browser.errors.clear(), browser.requests.clear()
     browser.size(width, 800, dark=width < 500, mobile=width < 500)
     browser.open(runs / "report.html")
@@ -479,7 +487,7 @@ def test_page_in_a_browser(runs, browser, width):
 
 @needs_chromium
 def test_hostile_texts_do_not_run(hostile_runs, browser):
-    script("compare").main([str(hostile_runs)])
+    compare(hostile_runs, None, wandb=False)
     browser.errors.clear()
     browser.open(hostile_runs / "report.html")
     time.sleep(0.3)  # an onerror would come after load
@@ -493,7 +501,7 @@ def test_hostile_texts_do_not_run(hostile_runs, browser):
 @needs_chromium
 def test_a_script_that_got_into_the_page_would_be_refused(runs, browser):
     """The twin of the test before: its policy holds even where escaping fails, and the test sees what it would do."""
-    script("compare").main([str(runs)])
+    compare(runs, None, wandb=False)
     page = (runs / "report.html").read_text(encoding="utf-8")
     leak = "<main><script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
     for name, broken in (("refused", page), ("runs", re.sub(r"<meta http-equiv[^>]*>", "", page))):

@@ -1,14 +1,15 @@
-// Charts, sorting, tabs and the rows of report.html. Texts reach the page as text nodes alone.
+// Charts, sorting, tabs and the rows of report.html. Texts enter the page as text nodes only.
 "use strict";
 
 const GROUPS = JSON.parse(document.getElementById("data").textContent);
 const DASHES = ["", "7 3", "2 3", "9 3 2 3", "4 2", "12 4", "1 2"];
-const MAX_LINES = 6; // shown at first; the legend brings in the rest
+const MAX_LINES = 6; // shown initially; the legend switches the others on
 const PAGE = 20; // rows of text at a time
 
 const color = (i) => `var(--c${i % 7})`;
 const dash = (i) => DASHES[(i + Math.floor(i / 7)) % DASHES.length];
 const percent = (x, digits = 1) => (100 * x).toFixed(digits) + " %";
+const title = (cell) => cell.label + (cell.shown_seed === null ? "" : ` (seed ${cell.shown_seed})`);
 const count = (x) => x.toLocaleString("en-US");
 const clamp = (x, low, high) => Math.min(high, Math.max(low, x));
 
@@ -28,7 +29,7 @@ function svg(tag, attributes = {}, text) {
   return element;
 }
 
-// a mark of its own shape for each series, so that colour is not needed to tell them apart
+// series differ in the shape of their marks too, not in colour alone
 function mark(i, x, y, size = 4.5) {
   const style = { fill: color(i), stroke: "var(--card)", "stroke-width": 1 };
   const s = size;
@@ -167,7 +168,7 @@ function draw(section, group, visible) {
   for (const [name, label] of [["loss", "loss (nats)"], ["eval_accuracy", "accuracy (%)"]]) {
     const series = shown.flatMap((cell) => cell.curves.filter((curve) => curve[name].length).map((curve, k) => (
       { i: cell.i, name: cell.label + (cell.curves.length > 1 ? ` (${k + 1} of ${cell.curves.length} seeds)` : ""), points: curve[name], dots: name !== "loss", opacity: cell.curves.length > 1 ? 0.75 : 1 })));
-    if (!series.length) { empty(host(name), "No run shown here logged one."); continue; }
+    if (!series.length) { empty(host(name), "None of the runs shown logged it."); continue; }
     const xs = series.flatMap((one) => one.points.map((p) => p[0])), ys = series.flatMap((one) => one.points.map((p) => p[1]));
     const share = name !== "loss", pad = (Math.max(...ys) - Math.min(...ys) || 0.1) * 0.1;
     const y = share ? { low: Math.max(0, Math.min(...ys) - pad), high: Math.min(1, Math.max(...ys) + pad), ...PERCENT, format: (v) => +(100 * v).toFixed(1) }
@@ -177,12 +178,12 @@ function draw(section, group, visible) {
 
   const unit = { low: 0, high: 1, ...PERCENT };
   const series = (key, note) => shown.map((cell) => ({ i: cell.i, name: cell.label, points: cell[key].map((p) => (note ? [p[0], p[1], note(p)] : p)), dots: Boolean(note) }));
-  if (!shown.length) for (const name of ["reliability", "coverage", "f1"]) empty(host(name), "No run is chosen.");
+  if (!shown.length) for (const name of ["reliability", "coverage", "f1"]) empty(host(name), "No run is selected.");
   else {
     const lowest = Math.min(...shown.flatMap((cell) => cell.reliability.map((p) => p[0])));
     lineChart(host("reliability"), series("reliability", (p) => `${count(p[2])} rows`), { ...unit, low: lowest > 0.5 ? 0.5 : lowest > 0.2 ? 0.2 : 0, label: "mean confidence (%)", say: (v) => `confidence ${percent(v)}` }, { ...unit, label: "accuracy (%)", say: (v) => `right ${percent(v)}` }, true);
     const risk = Math.max(0.05, ...shown.flatMap((cell) => cell.coverage.map((p) => p[1])));
-    lineChart(host("coverage"), series("coverage"), { ...unit, label: "rows labelled, most confident first (%)", say: (v) => `${percent(v)} labelled` }, { ...unit, high: Math.min(1, risk * 1.08), label: "of those wrong (%)", say: (v) => `${percent(v)} wrong` });
+    lineChart(host("coverage"), series("coverage"), { ...unit, label: "rows labelled, most confident first (%)", say: (v) => `${percent(v)} labelled` }, { ...unit, high: Math.min(1, risk * 1.08), label: "wrong among those (%)", say: (v) => `${percent(v)} wrong` });
     dotChart(host("f1"), group.labels.map((label, c) => ({
       name: `${label} (${count(group.support[c])})`,
       marks: shown.map((cell) => ({ i: cell.i, v: cell.f1[c], note: `${cell.label}\n${label}: F1 ${cell.f1[c].toFixed(3)}` })),
@@ -195,7 +196,7 @@ function legend(section, group, visible, redraw) {
   group.cells.forEach((cell, i) => {
     const line = svg("svg", { viewBox: "0 0 26 10" });
     line.append(svg("line", { x1: 0, x2: 26, y1: 5, y2: 5, stroke: color(i), "stroke-width": 2.5, "stroke-dasharray": dash(i) }), mark(i, 13, 5, 3.6));
-    const chip = html("button", { class: "chip", "aria-pressed": String(visible.has(i)) }, line, cell.label + (cell.stands ? ` (${cell.stands})` : ""));
+    const chip = html("button", { class: "chip", "aria-pressed": String(visible.has(i)) }, line, title(cell));
     chip.addEventListener("click", () => {
       if (!visible.delete(i)) visible.add(i);
       chip.setAttribute("aria-pressed", String(visible.has(i)));
@@ -203,12 +204,12 @@ function legend(section, group, visible, redraw) {
     });
     box.append(chip);
   });
-  if (group.cells.length > MAX_LINES) box.append(html("span", { class: "soft" }, `The best ${MAX_LINES} of ${group.cells.length} are drawn at first.`));
+  if (group.cells.length > MAX_LINES) box.append(html("span", { class: "soft" }, `The best ${MAX_LINES} of ${group.cells.length} are shown initially.`));
 }
 
 function confusion(section, group) {
   const pick = section.querySelector(".pick"), table = section.querySelector(".confusion");
-  group.cells.forEach((cell, i) => pick.append(html("option", { value: i }, cell.label + (cell.stands ? ` (${cell.stands})` : ""))));
+  group.cells.forEach((cell, i) => pick.append(html("option", { value: i }, title(cell))));
   const show = () => {
     const matrix = group.cells[+pick.value].confusion;
     const few = group.labels.length <= 6;
@@ -217,7 +218,7 @@ function confusion(section, group) {
       const total = row.reduce((a, b) => a + b, 0);
       return html("tr", {}, html("th", { scope: "row" }, few ? group.labels[r] : `${r + 1} ${group.labels[r]}`), ...row.map((n, c) => {
         const share = total ? n / total : 0;
-        const cell = html("td", { class: n ? (share > 0.55 ? "strong" : "") : "none", title: `${group.labels[r]} answered as ${group.labels[c]}: ${count(n)} rows, ${percent(share)}` }, count(n));
+        const cell = html("td", { class: n ? (share > 0.55 ? "strong" : "") : "none", title: `${group.labels[r]} predicted as ${group.labels[c]}: ${count(n)} rows, ${percent(share)}` }, count(n));
         cell.style.setProperty("--share", share);
         return cell;
       }));
@@ -232,17 +233,17 @@ function marked(text, needle) {
   if (!needle) return [text];
   const parts = [], lower = text.toLowerCase();
   let at = 0;
-  // a character may change length in lower case (İ): then the text is shown without marks
+  // a character may change length in lower case (İ): then nothing is highlighted
   if (lower.length !== text.length) return [text];
   for (let hit; (hit = lower.indexOf(needle, at)) >= 0; at = hit + needle.length) parts.push(text.slice(at, hit), html("mark", {}, text.slice(hit, hit + needle.length)));
   return [...parts, text.slice(at)];
 }
 
-function telling(section, group) {
+function disagreements(section, group) {
   const box = section.querySelector(".rows"), find = (name) => box.querySelector(name);
   const { rows, differ, all_wrong, all_right, left_out } = group.rows;
   find(".counts").textContent = `Of ${count(group.n)} rows, models disagree on ${count(differ)} and all give the same wrong answer on ${count(all_wrong)}; ` +
-    `${count(all_right)} that all label right are not listed.` + (left_out ? ` ${count(left_out)} more are left out to keep this page small.` : "");
+    `${count(all_right)} that all label correctly are not listed.` + (left_out ? ` ${count(left_out)} more are left out to keep this page small.` : "");
   group.labels.forEach((label, i) => find(".truth").append(html("option", { value: i }, label)));
   group.cells.forEach((cell, i) => find(".miss").append(html("option", { value: i }, `wrong by ${cell.label}`)));
   let shown = PAGE;
@@ -286,7 +287,7 @@ function sortable(table) {
     };
     const sorted = [...body.rows].sort((a, b) => {
       const [x, y] = [value(a), value(b)];
-      if (x === null || y === null) return (x === null) - (y === null); // what is not known comes last, either way
+      if (x === null || y === null) return (x === null) - (y === null); // missing values come last in either order
       return (typeof x === "string" ? x.localeCompare(y) : x - y) * (down ? -1 : 1);
     });
     body.append(...sorted);
@@ -299,7 +300,7 @@ const redraws = sections.map((section, g) => {
   const redraw = () => draw(section, group, visible);
   legend(section, group, visible, redraw);
   confusion(section, group);
-  telling(section, group);
+  disagreements(section, group);
   section.querySelectorAll(".figures").forEach(sortable);
   return redraw;
 });

@@ -1,31 +1,20 @@
-"""A comparison as people read it: terminal, Markdown, the block in the README, a self-contained page, a W&B report."""
+"""A comparison as tables: in the terminal, in Markdown, and in the README's block."""
 
-import base64
-import hashlib
-import importlib.util
-import json
-import os
 from pathlib import Path
-from urllib.parse import urlparse
 
-import jinja2
-import numpy as np
-from markupsafe import Markup
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
-from sklearn.metrics import confusion_matrix, f1_score
 
 from fintune.errors import UserError
 from fintune.files import write_text
-from fintune.results.runs import Cell, Group, LeftOut, coverage_risk, machine_of, number_at, reliability
+from fintune.results.cells import Cell, Group
+from fintune.results.runs import LeftOut, machine_of, number_at
 
 BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
-PAGE_ROWS_BYTES = 2_000_000  # of texts and answers in the page, all groups together; a phone still opens it
-TEXT_CHARACTERS = 600  # of one text in the page
 RULE = (
     "A difference is called real when both tests say so at 5 %: exact McNemar, corrected by Holm over the table's "
-    "pairs, and a bootstrap interval over rows (and seeds) without zero. Everything else is inside noise."
+    "pairs, and a bootstrap interval over rows (and seeds) that excludes zero. Everything else is inside noise."
 )
 
 
@@ -40,7 +29,7 @@ def heading(group: Group) -> str:
 
 
 def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | None]]]]:
-    """Headers, and for each cell (text, note to it, the number to sort by) in every column."""
+    """Headers, and for each cell (text, note, number to sort by) in every column."""
     headers = ["run", "model", "parameters", "trained", "epochs", "accuracy (95 % interval)", "clean", "macro F1"]
     headers += ["rows/s", "training, s", "peak, GiB", "paper", "difference, points"]
     machines = group.machines
@@ -76,7 +65,7 @@ def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | No
 
 
 def base_name(result: dict) -> str:
-    """The base model's name; of a local path the last part alone, since the rest is nobody's business."""
+    """The base model's name; of a local path only the last part, since the rest may be private."""
     base = (result.get("model") or {}).get("base")
     if not isinstance(base, str):
         return "–"
@@ -90,12 +79,12 @@ def _paper_difference(cell: Cell) -> tuple[str, str]:
 
 
 def flat(rows: list[list[tuple[str, str, float | None]]]) -> list[list[str]]:
-    """The rows of `table` as plain texts, each note behind its figure."""
+    """The rows of `table` as plain texts, each note in brackets after its figure."""
     return [[f"{text} ({note})" if note else text for text, note, _ in row] for row in rows]
 
 
 def _peak_memory(cell: Cell) -> tuple[float | None, str]:
-    """(GiB, GPU or RAM), the largest of the seeds: of the GPU where one was used."""
+    """(GiB, `GPU` or `RAM`), the largest of the seeds; that of the GPU where one was used."""
     for key in ("gpu", "ram"):
         found = [number_at(run.result, "peak_memory_gib", key) for run in cell.runs]
         if None not in found:
@@ -150,7 +139,7 @@ def pair_rows(group: Group) -> list[list[str]]:
 
 
 def print_comparison(groups: list[Group], left_out: list[LeftOut]) -> None:
-    """The tables in the terminal; in a pipe nothing is cut to a width."""
+    """The tables in the terminal; in a pipe nothing is truncated to a width."""
     console = Console()
     if not console.is_terminal:
         console = Console(width=240)
@@ -170,15 +159,15 @@ def _rich(title: str | None, headers: list[str], rows: list[list[str]]) -> Table
     for number, header in enumerate(headers):
         shown.add_column(header, justify="left" if number == 0 or header in ("model", "verdict") else "right")
     for row in rows:
-        shown.add_row(*map(Text, row))  # Text: a name such as [bold] is no markup
+        shown.add_row(*map(Text, row))  # Text: a name such as [bold] is not markup
     return shown
 
 
 def markdown(groups: list[Group], left_out: list[LeftOut], pairs: bool = True) -> str:
-    """The tables in Markdown, one section a group.
+    """The tables in Markdown, one section per group.
 
     Args:
-        pairs: also list every pair with interval and p, and what was left out.
+        pairs: also list every pair with its interval and p, and what was left out.
     """
     parts = []
     for group in groups:
@@ -219,14 +208,14 @@ def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
 
 
 def _escape(text: str) -> str:
-    """Names come from files: none may end a cell, begin HTML or close the README's block."""
+    """Names come from files: none may end a table cell, begin HTML or close the README's block."""
     for char in "\\`*_|[]":
         text = text.replace(char, "\\" + char)
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
 def check_readme(path: Path) -> tuple[str, str]:
-    """What stands before and after the block that is written, markers included.
+    """A README's text before and after the block that is written, markers included.
 
     Raises:
         UserError: the file is missing, or does not hold each marker once, in order.
@@ -241,184 +230,12 @@ def check_readme(path: Path) -> tuple[str, str]:
 
 
 def update_readme(path: Path, groups: list[Group]) -> None:
-    """Write the tables between the markers, but for ablations: the same runs give the same bytes.
+    """Write the tables of all but ablations between the markers: the same runs give the same bytes.
 
     Raises:
         UserError: as `check_readme`.
     """
     before, after = check_readme(path)
-    note = "<!-- written by compare.py --readme; what is typed here is lost -->"
+    note = "<!-- written by `fintune compare --readme`; edits here are overwritten -->"
     models = [group for group in groups if not group.first.study]
     write_text(path, f"{before}\n{note}\n\n{markdown(models, [], pairs=False)}\n{after}")
-
-
-def html_page(groups: list[Group], left_out: list[LeftOut], templates: Path) -> str:
-    """The page: one file that asks nothing of a server or the network.
-
-    Its policy allows the one script by its hash, so that a text of a row could not run even where escaping failed.
-
-    Args:
-        templates: folder of report.html.jinja and report.js.
-    """
-    script = (templates / "report.js").read_text(encoding="utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(templates), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
-    )
-    shown = [
-        {
-            "group": group,
-            "heading": heading(group),
-            "table": table(group),
-            "pairs": pair_rows(group),
-            "matrix": [[_matrix_cell(group, i, j) for j in range(len(group.cells))] for i in range(len(group.cells))],
-        }
-        for group in groups
-    ]
-    data, room = {}, PAGE_ROWS_BYTES
-    for left, group in zip(range(len(groups), 0, -1), sorted(groups, key=lambda group: group.rows), strict=True):
-        data[id(group)] = chart_data(group, room // left)  # what a small group does not need, a larger one may use
-        room -= len(json.dumps(data[id(group)]["rows"]["rows"]))
-    return environment.get_template("report.html.jinja").render(
-        groups=shown,
-        data=[data[id(group)] for group in groups],
-        left_out=left_out,
-        script=Markup(script),
-        script_hash=digest,
-        pair_headers=PAIR_HEADERS,
-        rule=RULE,
-    )
-
-
-def _matrix_cell(group: Group, row: int, column: int) -> dict | None:
-    """Row minus column: text, verdict, and which of eleven shades, -5 (far worse) to 5 (far better, 10 points)."""
-    if row == column:
-        return None
-    pair = group.pair(row, column)
-    difference = pair.difference if pair.first == row else -pair.difference
-    return {
-        "text": points(difference),
-        "verdict": pair.verdict,
-        "real": pair.real,
-        "shade": int(np.clip(np.sign(difference) * np.ceil(abs(difference) * 50), -5, 5)) if pair.real else 0,
-        "p": p_text(pair.p_holm),
-    }
-
-
-def chart_data(group: Group, rows_bytes: int) -> dict:
-    """What the page's charts and rows are drawn from, ready for JSON; shares lie in 0..1.
-
-    Learning curves are of every seed; the rest is of the run that stands for its cell.
-    """
-    ids = range(len(group.labels))
-    cells = []
-    for cell in group.cells:
-        run = cell.run
-        cells.append(
-            {
-                "label": cell.label,
-                "accuracy": cell.metric("accuracy"),
-                "interval": cell.interval,
-                "seeds": [each.metrics["accuracy"] for each in cell.runs] if len(cell.runs) > 1 else [],
-                "stands": f"seed {run.seed}" if len(cell.runs) > 1 else None,
-                "paper": cell.paper,
-                "f1": _rounded(f1_score(run.truth, run.answers, labels=ids, average=None, zero_division=0)),
-                "confusion": confusion_matrix(run.truth, run.answers, labels=ids).tolist(),
-                "reliability": [_rounded(point) for point in reliability(run.confidence, run.correct)],
-                "coverage": [_rounded(point) for point in coverage_risk(run.confidence, run.correct)],
-                "curves": [learning_curves(each.result) for each in cell.runs],
-            }
-        )
-    support = np.bincount(group.first.truth, minlength=len(group.labels)).tolist()
-    data = {"task": group.task, "split": group.split, "n": group.rows, "labels": group.labels, "support": support}
-    return {**data, "cells": cells, "rows": telling_rows(group, rows_bytes)}
-
-
-def learning_curves(result: dict) -> dict[str, list[list[float]]]:
-    """(epoch, value) pairs of loss, eval_loss and eval_accuracy in `training.log`, as far as the run logged them."""
-    log = (result.get("training") or {}).get("log") or []
-    return {
-        key: [
-            _rounded((entry["epoch"], entry[key]))
-            for entry in log
-            if number_at(entry, "epoch") is not None and number_at(entry, key) is not None
-        ]
-        for key in ("loss", "eval_loss", "eval_accuracy")
-    }
-
-
-def telling_rows(group: Group, budget: int) -> dict:
-    """The rows on which cells disagree or all are wrong, most answers first, as many as `budget` bytes of JSON hold.
-
-    Returns:
-        rows: [text, file:line, true id, answer of each cell, its confidence in %]; counts of what is there and not.
-    """
-    answers = np.array([cell.run.answers for cell in group.cells])
-    confidence = np.array([cell.run.confidence for cell in group.cells])
-    truth = group.first.truth
-    distinct = np.array([len(set(column)) for column in answers.T.tolist()])
-    wrong = (answers != truth).sum(axis=0)
-    differ, all_wrong = distinct > 1, (distinct == 1) & (wrong > 0)
-    order = [int(i) for i in np.lexsort((-wrong, -distinct)) if wrong[i]]
-    rows, size = [], 0
-    for i in order:
-        file, line, text = group.first.rows[i]
-        cut = text if len(text) <= TEXT_CHARACTERS else text[:TEXT_CHARACTERS] + " …"
-        percent = (100 * confidence[:, i]).round().astype(int).tolist()
-        row = [cut, f"{file}:{line}", int(truth[i]), answers[:, i].tolist(), percent]
-        size += len(json.dumps(row)) + 2  # and ", " between rows
-        if size > budget:
-            break
-        rows.append(row)
-    counts = {"differ": int(differ.sum()), "all_wrong": int(all_wrong.sum()), "all_right": int((wrong == 0).sum())}
-    return {"rows": rows, **counts, "left_out": len(order) - len(rows)}
-
-
-def _rounded(values) -> list[float]:
-    return [round(float(value), 5) for value in values]
-
-
-def publish(groups: list[Group]) -> None:
-    """Save the comparison as a report of Weights & Biases: tables, and the panels of each task's logged runs.
-
-    Raises:
-        UserError: wandb-workspaces, a key or the network is missing.
-    """
-    if importlib.util.find_spec("wandb_workspaces") is None:
-        raise UserError("--wandb: wandb-workspaces is not installed; pip install -e '.[report]', or leave --wandb out")
-    import wandb  # here, not above: with machine and tracking it takes ten seconds
-
-    from fintune import machine, tracking
-
-    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
-    host = urlparse(url).hostname
-    if not tracking.has_key(host):
-        raise UserError("--wandb: no W&B account here; set WANDB_API_KEY, or leave --wandb out")
-    if not machine.reachable(url):
-        raise UserError(f"--wandb: {host} is out of reach; connect, or leave --wandb out")
-    entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
-    report = wandb_report(groups, os.environ.get("WANDB_PROJECT", "fintune"), entity)
-    report.save()
-    print(f"wandb: {report.url}")
-
-
-def wandb_report(groups: list[Group], project: str, entity: str):
-    """The report as an object of wandb-workspaces, not yet saved; no text of a row is in it."""
-    import wandb_workspaces.reports.v2 as wr
-    from wandb_workspaces import expr
-
-    blocks = []
-    for group in groups:
-        title = f"{group.task}, {group.split} ({' and '.join(group.sources)})"
-        filters = expr.And(
-            expr.Metric("Group") == group.first.result["task"]
-        )  # the group that fintune.tracking logs to
-        runset = wr.Runset(project=project, entity=entity, name=group.task, filters=filters)
-        panels = [
-            wr.LinePlot(title="training loss", x="Step", y=["train/loss"]),
-            wr.LinePlot(title="validation accuracy", x="Step", y=["eval/accuracy"]),
-            wr.BarPlot(title=f"{group.split} accuracy", metrics=[f"{group.split}/accuracy"]),
-        ]
-        blocks += [wr.H2(text=title), wr.MarkdownBlock(text=markdown([group], []))]
-        blocks += [wr.PanelGrid(runsets=[runset], panels=panels)]
-    return wr.Report(project=project, entity=entity, title="Comparison of runs", blocks=blocks, width="fluid")

@@ -1,0 +1,55 @@
+"""A comparison as a report of Weights & Biases."""
+
+import importlib.util
+import os
+from urllib.parse import urlparse
+
+from fintune.errors import UserError
+from fintune.machine import reachable
+from fintune.results.cells import Group
+from fintune.results.tables import markdown
+
+
+def publish(groups: list[Group]) -> None:
+    """Save the comparison as a report of Weights & Biases: tables, and the panels of each task's logged runs.
+
+    Raises:
+        UserError: wandb-workspaces, a key or the network is missing.
+    """
+    if importlib.util.find_spec("wandb_workspaces") is None:
+        raise UserError("--wandb: wandb-workspaces is not installed; pip install 'fintune[report]', or omit --wandb")
+    import wandb
+
+    from fintune.training import tracking
+
+    url = os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")
+    host = urlparse(url).hostname
+    if not tracking.has_key(host):
+        raise UserError("--wandb: no W&B account here; set WANDB_API_KEY, or omit --wandb")
+    if not reachable(url):
+        raise UserError(f"--wandb: {host} cannot be reached; connect, or omit --wandb")
+    entity = os.environ.get("WANDB_ENTITY") or wandb.Api().default_entity
+    report = wandb_report(groups, os.environ.get("WANDB_PROJECT", "fintune"), entity)
+    report.save()
+    print(f"wandb: {report.url}")
+
+
+def wandb_report(groups: list[Group], project: str, entity: str):
+    """The report as an object of wandb-workspaces, not yet saved; it holds no text of a row."""
+    import wandb_workspaces.reports.v2 as wr
+    from wandb_workspaces import expr
+
+    blocks = []
+    for group in groups:
+        title = f"{group.task}, {group.split} ({' and '.join(group.sources)})"
+        # runs of a task are logged as one W&B group, see fintune/training/tracking.py
+        filters = expr.And(expr.Metric("Group") == group.first.result["task"])
+        runset = wr.Runset(project=project, entity=entity, name=group.task, filters=filters)
+        panels = [
+            wr.LinePlot(title="training loss", x="Step", y=["train/loss"]),
+            wr.LinePlot(title="validation accuracy", x="Step", y=["eval/accuracy"]),
+            wr.BarPlot(title=f"{group.split} accuracy", metrics=[f"{group.split}/accuracy"]),
+        ]
+        blocks += [wr.H2(text=title), wr.MarkdownBlock(text=markdown([group], []))]
+        blocks += [wr.PanelGrid(runsets=[runset], panels=panels)]
+    return wr.Report(project=project, entity=entity, title="Comparison of runs", blocks=blocks, width="fluid")
