@@ -1,16 +1,5 @@
-# make train-sentiment | train-topic | train-<your task> | test | lint | dashboard
-# make baselines [TASKS="sentiment topic"] [ENCODER=/path/to/folder] runs every baseline that this machine can.
-# make compare sets the runs side by side: tables, paired tests, runs/report.html (ARGS="--readme README.md --wandb").
-# make ablations [MODEL=tiny] [SEEDS=1] asks the paper's open questions of a model and writes docs/ablations.md; stopped,
-# the same command goes on.
-# make torture tries faults of every kind and says what was lost; make mutants breaks the code and looks for a red test.
-# make dependencies lists the licences of everything that is installed, and the vulnerabilities that are known of it.
-# make audit TASK=topic looks for repeats, leaks and contradictions in a task's rows.
-# make serve RUN=runs/sentiment/tiny [ARGS="--port 8000"] answers over HTTP with a trained run.
-# make bench measures training and scoring against the stock ways on this machine's CPU, 11 minutes; on a GPU run
-# .venv/bin/python benchmarks/gpu.py
-# MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml. ARGS="--learning_rate 1e-4" is
-# passed on, by train, compare, ablations, serve, bench and torture.
+# `make` alone lists the targets. MODEL=auto looks at the machine; MODEL=qwen3-0.6b takes configs/qwen3-0.6b.yaml.
+# ARGS="--learning_rate 1e-4" is passed on by train, compare, ablations, serve, bench and faults.
 
 .DEFAULT_GOAL := help
 PYTHON ?= python3
@@ -24,58 +13,62 @@ RUN ?= runs/sentiment/tiny
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: help install ablations audit baselines bench compare serve test torture mutants lint dashboard dependencies
+.PHONY: help install ablations audit baselines bench compare serve test faults mutants lint wheel dashboard dependencies
 
-help:
-	@sed -n '1,/^$$/s/^# //p' Makefile
+help: ## list the targets
+	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' Makefile | sed 's/%/<task>/' | while IFS='|' read -r target what; do \
+		printf '  make %-18s %s\n' "$$target" "$$what"; done
 
-install: $(READY)
+install: $(READY) ## create .venv with the tested versions; every target does it by itself
 
-train-%: $(READY)
+train-%: $(READY) ## train a task, such as train-sentiment [MODEL=auto] [ARGS="..."]
 	@recipe=$$($(BIN)/python -m fintune.machine $(MODEL)) && \
 		$(BIN)/python train_sft.py data/$*.yaml $$recipe $(ARGS)
 
-baselines: $(READY)
-	@$(BIN)/python baselines.py $(TASKS) $(if $(ENCODER),--encoder "$(ENCODER)")
+baselines: $(READY) ## run every baseline that this machine can [TASKS="sentiment topic"] [ENCODER=folder]
+	@$(BIN)/fintune baselines $(TASKS) $(if $(ENCODER),--encoder "$(ENCODER)")
 
-compare: $(READY)
-	@$(BIN)/python compare.py $(ARGS)
+compare: $(READY) ## compare the runs: tables, paired tests, runs/report.html [ARGS="--readme README.md"]
+	@$(BIN)/fintune compare $(ARGS)
 
-ablations: $(READY)
-	@$(BIN)/python ablations.py --model $(MODEL) --seeds $(SEEDS) $(ARGS); status=$$?; [ $$status -gt 2 ] || \
-		$(BIN)/python ablations.py --report $(ARGS) && exit $$status
+ablations: $(READY) ## answer the paper's open questions into docs/ablations.md [MODEL=tiny] [SEEDS=1]; resumes
+	@$(BIN)/fintune ablations --model $(MODEL) --seeds $(SEEDS) $(ARGS); status=$$?; [ $$status -gt 1 ] || \
+		$(BIN)/fintune ablations --report $(ARGS) && exit $$status
 
-audit: $(READY)
-	@$(BIN)/python audit.py data/$(TASK).yaml
+audit: $(READY) ## look for repeats, leaks and contradictions in a task's rows [TASK=sentiment]
+	@$(BIN)/fintune audit data/$(TASK).yaml
 
-serve: $(READY)
-	$(BIN)/python serve.py "$(RUN)" $(ARGS)
+serve: $(READY) ## answer over HTTP with a trained run [RUN=runs/sentiment/tiny] [ARGS="--port 8000"]
+	$(BIN)/fintune serve "$(RUN)" $(ARGS)
 
-bench: $(READY)
+bench: $(READY) ## measure training and scoring on this CPU, 11 minutes; on a GPU see benchmarks/gpu.py
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
 
-test: $(READY)
+test: $(READY) ## run the tests
 	$(BIN)/python -m pytest tests
 
-torture: $(READY)
-	$(BIN)/python tests/torture.py $(ARGS)
+faults: $(READY) ## inject faults of every kind and report what was lost [ARGS="--only headlines"]
+	$(BIN)/python tests/faults/run.py $(ARGS)
 
-mutants: $(READY)
+mutants: $(READY) ## break the code in known places and look for a red test
 	$(BIN)/python tests/mutants.py
 
-lint: $(READY)
+lint: $(READY) ## check style and format
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-dependencies: $(READY)
+wheel: $(READY) ## build dist/*.whl and try the command in a fresh environment without the checkout
+	@BIN=$(BIN) PYTHON=$(PYTHON) .ci/wheel
+
+dependencies: $(READY) ## list the licences and the known vulnerabilities of what is installed
 	@$(PYTHON) -m venv .venv/audit
 	@.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 pip-licenses==5.5.5
 	@.venv/audit/bin/pip-licenses --python $(BIN)/python --format=markdown --output-file docs/licences.md
 	@.venv/audit/bin/pip-audit --progress-spinner off --path \
 		$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 
-dashboard: $(READY)
-	@$(BIN)/python -m fintune.tracking
+dashboard: $(READY) ## show the curves of runs/ in the terminal
+	@$(BIN)/python -m fintune.training.tracking
 	$(BIN)/wandb leet wandb
 
 # torch comes first and alone: pip then keeps that build, where it would else take one with gigabytes of CUDA

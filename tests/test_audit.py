@@ -2,12 +2,13 @@
 
 import pytest
 from conftest import ROOT, SMALL, script
-from fintune.task import make_task
 
-from fintune import audit
-from fintune.data import load_data
+from fintune.cli import command
+from fintune.data import audit
+from fintune.data.load import load_data
 from fintune.errors import UserError
-from fintune.recipe import read_layer
+from fintune.recipe.layers import read_layer
+from fintune.recipe.task import make_task
 
 
 def planted(folder, **more) -> tuple:
@@ -59,9 +60,9 @@ def test_a_leak_stops_training_unless_the_task_allows_it(task_folder):
     with pytest.raises(UserError, match=r"2 of 4 test rows \(50\.0%\) stand in training .*above max_leakage 0\.05"):
         script("train_sft").main(argv)
     with pytest.raises(UserError, match="above max_leakage"):
-        script("audit").main(["data/leaky.yaml"])
+        command(["audit", "data/leaky.yaml"])
     planted(task_folder, max_leakage=0.5)
-    script("audit").main(["data/leaky.yaml"])
+    command(["audit", "data/leaky.yaml"])
     script("train_linear").main(
         ["data/leaky.yaml", str(ROOT / "configs/baselines/majority.yaml"), "--report_to", "none"]
     )
@@ -81,5 +82,5 @@ def test_a_label_map_that_swaps_names_is_refused():
 def test_it_looks_at_the_shipped_samples(capsys, monkeypatch):
     monkeypatch.chdir(ROOT)
     for name in ("sentiment", "topic"):
-        script("audit").main([f"data/{name}.yaml"])
+        command(["audit", f"data/{name}.yaml"])
         assert f"{name}: rows by label" in capsys.readouterr().out

@@ -12,12 +12,15 @@ import huggingface_hub
 import pytest
 import torch
 from conftest import SMALL, script, write_task
-from fintune.inference import Classifier
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
+from fintune.cli import command
+from fintune.deploy import export
+from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
 from fintune.files import sha256
+from fintune.scoring.label_scorer import LabelScorer
 
 
 def run_snippet(card: str, folder, monkeypatch) -> str:
@@ -31,7 +34,7 @@ def run_snippet(card: str, folder, monkeypatch) -> str:
 
 def test_plain_weights_answer_as_the_run_without_this_project(run_dir, tmp_path, capsys, monkeypatch):
     target = tmp_path / "plain"
-    script("export").main([str(run_dir), str(target)])
+    command(["export", str(run_dir), str(target)])
     assert "256 of 256 labels equal" in capsys.readouterr().out
     assert not {"adapter_config.json", "README.md.partial"} & {path.name for path in target.iterdir()}
     assert [path.name for path in tmp_path.iterdir()] == ["plain"]
@@ -51,8 +54,8 @@ def test_plain_weights_answer_as_the_run_without_this_project(run_dir, tmp_path,
         assert said in " ".join(card.split())
     assert str(run_dir.parent) not in card
     assert ModelCard(card).data.eval_results[0].metric_value == result["test"]["accuracy"]
-    with pytest.raises(UserError, match="is there already"):
-        script("export").main([str(run_dir), str(target)])
+    with pytest.raises(UserError, match="already exists"):
+        command(["export", str(run_dir), str(target)])
 
 
 def test_a_non_commercial_licence_reaches_the_card(run_dir, tmp_path):
@@ -61,7 +64,7 @@ def test_a_non_commercial_licence_reaches_the_card(run_dir, tmp_path):
     result = json.loads(path.read_text())
     result["data"]["license"] = "CC BY-NC-SA 3.0"
     path.write_text(json.dumps(result))
-    script("export").main([str(tmp_path / "run"), str(tmp_path / "plain")])
+    command(["export", str(tmp_path / "run"), str(tmp_path / "plain")])
     card = (tmp_path / "plain/README.md").read_text()
     assert ModelCard(card).data.license == "cc-by-nc-sa-3.0"
     assert "it is non-commercial" in card
@@ -69,17 +72,16 @@ def test_a_non_commercial_licence_reaches_the_card(run_dir, tmp_path):
 
 def test_weights_that_answer_otherwise_are_not_exported(run_dir, tmp_path, monkeypatch):
     """As if the adapter were merged with alpha / r for alpha / sqrt(r), which flips labels."""
-    export = script("export")
-    save = export.save
+    save = LabelScorer.save_merged
 
-    def save_wrongly(classifier, folder, target):
-        save(classifier, folder, target)
-        path = target / "model.safetensors"
+    def save_wrongly(scorer, folder, run):
+        save(scorer, folder, run)
+        path = folder / "model.safetensors"
         save_file({key: value * 0.7 for key, value in load_file(path).items()}, path, metadata={"format": "pt"})
 
-    monkeypatch.setattr(export, "save", save_wrongly)
+    monkeypatch.setattr(LabelScorer, "save_merged", save_wrongly)
     with pytest.raises(UserError, match="labels differ from the run's"):
-        export.main([str(run_dir), str(tmp_path / "plain")])
+        command(["export", str(run_dir), str(tmp_path / "plain")])
     assert not (tmp_path / "plain").exists()
 
 
@@ -96,8 +98,8 @@ def test_a_run_in_4_bits_is_exported_without_rounding_twice(tmp_path, monkeypatc
     result = json.loads((run / "metrics.json").read_text())
     result["files"]["recipe.yaml"] = sha256(run / "recipe.yaml")
     (run / "metrics.json").write_text(json.dumps(result))
-    assert Classifier.from_pretrained(run, merge=False).model.get_base_model().is_quantized
-    script("export").main([str(run), str(tmp_path / "plain")])
+    assert Classifier.from_pretrained(run, merge=False).scorer.model.is_quantized
+    command(["export", str(run), str(tmp_path / "plain")])
     assert float(re.search(r"256 of 256 labels equal, probabilities to (\S+)", capsys.readouterr().out)[1]) < 1e-3
     assert "quantization_config" not in json.loads((tmp_path / "plain/config.json").read_text())
     weights, base = load_file(tmp_path / "plain/model.safetensors"), load_file(run / "base/model.safetensors")
@@ -147,11 +149,11 @@ def test_it_is_pushed_to_a_private_repository(run_dir, tmp_path, monkeypatch):
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     threading.Thread(target=server.serve_forever, daemon=True).start()
-    export = script("export")
     endpoint = f"http://127.0.0.1:{server.server_port}"
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(export, "HfApi", lambda: huggingface_hub.HfApi(endpoint, token="hf_secret"))
-    export.main([str(run_dir), str(tmp_path / "plain"), "--push", "me/toy"])
+    client = huggingface_hub.HfApi(endpoint, token="hf_secret")
+    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: client)
+    command(["export", str(run_dir), str(tmp_path / "plain"), "--push", "me/toy"])
     create = json.loads(next(body for path, _, body in asked if path.endswith("/repos/create")))
     assert create["visibility"] == "private"
     assert {token for _, token, _ in asked if token} == {"Bearer hf_secret"}
@@ -162,9 +164,9 @@ def test_it_is_pushed_to_a_private_repository(run_dir, tmp_path, monkeypatch):
 
     private[0] = False
     with pytest.raises(UserError, match="me/toy: is public"):
-        export.push(tmp_path / "plain", "me/toy")
+        export.push_to_hub(tmp_path / "plain", "me/toy")
     assert sum("/commit/" in path for path, _, _ in asked) == 1
     server.shutdown()
     server.server_close()
     with pytest.raises(UserError, match="hf upload --private me/toy"):
-        export.push(tmp_path / "plain", "me/toy")
+        export.push_to_hub(tmp_path / "plain", "me/toy")

@@ -9,13 +9,13 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import COMPANIES, ROOT, TEXTS
-from fintune.labeling import identity, label_file
-from fintune.runs import calibration_of, read_result
+from conftest import COMPANIES, TEXTS
 from pyarrow.fs import LocalFileSystem, SubTreeFileSystem
 
-from fintune import fleet
+from fintune.deploy import fleet
+from fintune.deploy.label_file import label_file, run_fingerprint
 from fintune.errors import UserError
+from fintune.results.verify import read_result
 
 HEADLINES = [text.format(company) for texts in TEXTS.values() for text in texts for company in COMPANIES]
 FILES, ROWS = 5, 2000  # a second's work each
@@ -46,7 +46,7 @@ def test_a_cluster_that_loses_a_worker_loses_and_doubles_no_row(run_dir, classif
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **node})
     try:
         workers = [cluster.add_node(num_cpus=1, **node) for _ in range(2)]
-        command = [sys.executable, str(ROOT / "predict.py"), str(run_dir), "in", "--engine", "ray", "-o", "out"]
+        command = [sys.executable, "-m", "fintune.cli", "predict", str(run_dir), "in", "--engine", "ray", "-o", "out"]
         environment = {**os.environ, "RAY_ADDRESS": cluster.address}
         with open(folder / "log", "w") as log:
             process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
@@ -100,15 +100,15 @@ def test_what_cannot_be_labelled_is_said(run_dir, folder):
     actor = labeller(run_dir, folder / "in", folder / "out")
     pq.write_table(pa.table({"title": ["x"]}), folder / "in/part-9.parquet")
     (folder / "in/part-8.parquet").write_bytes(b"PAR1 and no more")
-    assert "column 'text' stands 0 times" in actor({"file": ["part-9.parquet"]})["error"][0]
-    assert "no whole Parquet file" in actor({"file": ["part-8.parquet"]})["error"][0]
+    assert "column 'text' is missing from" in actor({"file": ["part-9.parquet"]})["error"][0]
+    assert "not a complete Parquet file" in actor({"file": ["part-8.parquet"]})["error"][0]
 
     (folder / "out").mkdir(exist_ok=True)
     pq.write_table(pq.read_table(folder / "in/part-0.parquet").slice(1), folder / "out/part-0.parquet")
     with pytest.raises(UserError, match="1999 rows and 0 rejected of 2000"):
         fleet.count(str(folder / "in"), str(folder / "out"), ["part-0.parquet"])
     result = read_result(run_dir)
-    run = identity(run_dir, result["data"]["labels"], calibration_of(result))
+    run = run_fingerprint(run_dir, result["data"]["labels"], result["calibration"])
     for source, target, message in (
         ("in", "in", "is the input's folder"),
         ("out/none", "more", "cannot be listed"),

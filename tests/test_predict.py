@@ -15,24 +15,24 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import ROOT
-from fintune.inference import Classifier
-from fintune.labeling import label_file
-from fintune.tables import Csv, Jsonl
 
 import fintune
-from fintune import labeling
+from fintune.data.rows import Csv, Jsonl
+from fintune.deploy import answers, label_file
+from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
 
+COMMAND = [sys.executable, "-m", "fintune.cli", "predict"]
+PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
 NEW = ["label", "confidence", "probability_Up", "probability_Up or down", "probability_Down", "abstained"]
 
 
 @pytest.fixture
 def label(classifier, run_dir, tmp_path):
     def label(source, target="out", **options):
-        options = {"text_column": "title", "least": 0.0, **options}
+        options = {"text_column": "title", "threshold": 0.0, **options}
         target = tmp_path / (target + source.name[source.name.index(".") :])
-        return label_file(classifier, run_dir, source, target, **options), target
+        return label_file.label_file(classifier, run_dir, source, target, **options), target
 
     return label
 
@@ -139,7 +139,7 @@ def test_bad_rows_are_rejected_with_their_line_and_counts_add_up(label, tmp_path
 
 
 def test_an_unterminated_quote_costs_its_line_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("fintune.tables.RECORD_LINES", 5)
+    monkeypatch.setattr("fintune.data.rows.RECORD_LINES", 5)
     (tmp_path / "in.csv").write_text('title\n"never closed\n' + "".join(f"row {i}\n" for i in range(20)))
     rows = list(Csv(tmp_path / "in.csv", "title").rows())
     assert [row.text for row in rows] == [None, *(f"row {i}" for i in range(20))]
@@ -150,13 +150,13 @@ def test_an_unterminated_quote_costs_its_line_alone(tmp_path, monkeypatch):
 def test_what_cannot_be_done_is_said_in_one_line(label, tmp_path):
     (tmp_path / "in.csv").write_text("id,title,label\n1,x,y\n")
     for options, message in (
-        ({"text_column": "name"}, "column 'name' stands 0 times"),
+        ({"text_column": "name"}, "column 'name' is missing from"),
         ({}, "has a column 'label' already; choose a --prefix"),
     ):
         with pytest.raises(UserError, match=message):
             label(tmp_path / "in.csv", **options)
     assert label(tmp_path / "in.csv", prefix="new_")[0] == (1, 0)
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         label(tmp_path / "in.csv", prefix="new_")
     (tmp_path / "in.jsonl").write_text('{"title": "x", "label": 1}\n')
     with pytest.raises(UserError, match="has a column 'label' already"):
@@ -165,7 +165,7 @@ def test_what_cannot_be_done_is_said_in_one_line(label, tmp_path):
     with pytest.raises(UserError, match="gzip is damaged"):
         label(tmp_path / "cut.csv.gz", "cut-out")
     (tmp_path / "no.parquet").write_bytes(b"PAR1 but no more")
-    with pytest.raises(UserError, match="no whole Parquet file"):
+    with pytest.raises(UserError, match="not a complete Parquet file"):
         label(tmp_path / "no.parquet")
     pq.write_table(pa.table({"title": [1, 2]}), tmp_path / "numbers.parquet")
     with pytest.raises(UserError, match="holds int64, not text"):
@@ -180,10 +180,10 @@ def test_spreadsheets_get_no_formula_on_request(label, tmp_path):
 
 
 def test_repeated_texts_are_scored_once_also_across_shards(label, tmp_path, classifier, monkeypatch):
-    monkeypatch.setattr(labeling, "SHARD", 30)
+    monkeypatch.setattr(label_file, "SHARD", 30)
     asked = []
-    inner = classifier._model_probabilities
-    monkeypatch.setattr(classifier, "_model_probabilities", lambda texts: asked.extend(texts) or inner(texts))
+    inner = classifier.scorer.probabilities
+    monkeypatch.setattr(classifier.scorer, "probabilities", lambda texts: asked.extend(texts) or inner(texts))
     texts = [f"{i % 100} for Alder" for i in range(250)]
     (tmp_path / "in.csv").write_text("title\n" + "\n".join(texts) + "\n")
     counts, target = label(tmp_path / "in.csv")
@@ -197,24 +197,23 @@ def test_repeated_texts_are_scored_once_also_across_shards(label, tmp_path, clas
 
 
 def test_a_stream_forgets_what_it_scored_long_ago(classifier, monkeypatch):
-    monkeypatch.setattr(labeling, "MOST_IN_MEMORY", 5)
-    answers = labeling.Answers(classifier, 0.0, "")
-    first = answers([f"news {i}" for i in range(4)])
-    assert answers(["news 0", "more", "and more"])[0] == first[0]
-    assert answers.database.execute("SELECT count(*) FROM scores").fetchone() == (2,)
-    assert answers(["news 0"])[0] == pytest.approx(first[0])
+    monkeypatch.setattr(answers, "MOST_IN_MEMORY", 5)
+    answer = answers.Answers(classifier, 0.0, "")
+    first = answer([f"news {i}" for i in range(4)])
+    assert answer(["news 0", "more", "and more"])[0] == first[0]
+    assert answer.database.execute("SELECT count(*) FROM scores").fetchone() == (2,)
+    assert answer(["news 0"])[0] == pytest.approx(first[0])
 
 
 def test_a_killed_run_goes_on_and_ends_the_same(run_dir, tmp_path, label):
     random.seed(0)
     lines = [f"{i},{random.choice(TITLES[3:6])[:9]} number {i % 900}" if i % 7 else f"{i}," for i in range(6000)]
     (tmp_path / "in.csv").write_text("id,title\n" + "\n".join(lines) + "\n")
-    code = "import runpy, sys; from fintune import labeling; labeling.SHARD = 200; "
-    code += f"sys.argv[0] = 'predict.py'; runpy.run_path({str(ROOT / 'predict.py')!r}, run_name='__main__')"
+    code = "from fintune import cli; from fintune.deploy import label_file; label_file.SHARD = 200; cli.main()"
     outs = []
     for name in ("whole.csv", "parts.csv"):
-        command = [sys.executable, "-c", code, str(run_dir), str(tmp_path / "in.csv"), "--text-column", "title"]
-        command += ["-o", str(tmp_path / name)]
+        command = [sys.executable, "-c", code, "predict", str(run_dir), str(tmp_path / "in.csv")]
+        command += ["--text-column", "title", "-o", str(tmp_path / name)]
         if name == "parts.csv":
             parts = tmp_path / "parts.csv.parts"
             for signum, shards in ((signal.SIGKILL, 1), (signal.SIGTERM, 4), (signal.SIGKILL, 6)):
@@ -239,36 +238,35 @@ def test_a_begun_file_takes_no_other_input_or_run(label, tmp_path, monkeypatch):
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(labeling, "_join", power_cut)
+        patch.setattr(label_file, "_join", power_cut)
         with pytest.raises(RuntimeError, match="power cut"):
             label(tmp_path / "in.csv")
     with pytest.raises(UserError, match="was begun with another options"):
-        label(tmp_path / "in.csv", least=0.5)
+        label(tmp_path / "in.csv", threshold=0.5)
     (tmp_path / "in.csv").write_text("title\ny\n")
     with pytest.raises(UserError, match="was begun with another input"):
         label(tmp_path / "in.csv")
     (tmp_path / "in.csv").write_text("title\nx\n")
-    join = labeling._join
+    join = label_file._join
 
-    def power_cut_behind(*args):
+    def power_cut_after(*args):
         join(*args)
         raise RuntimeError("power cut")
 
     with monkeypatch.context() as patch:
-        patch.setattr(labeling, "_join", power_cut_behind)
+        patch.setattr(label_file, "_join", power_cut_after)
         with pytest.raises(RuntimeError, match="power cut"):
             label(tmp_path / "in.csv")
     counts, target = label(tmp_path / "in.csv")
     assert counts == (1, 0)
     assert target.exists()
     assert not target.with_name(target.name + ".parts").exists()
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         label(tmp_path / "in.csv")
 
 
 def test_lines_of_standard_input_are_answered_as_they_come(run_dir):
-    command = [sys.executable, str(ROOT / "predict.py"), str(run_dir), "-"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*COMMAND, str(run_dir), "-"], **PIPES)
     process.stdin.write(b"Alder cut its dividend\n")
     process.stdin.flush()
     first = json.loads(process.stdout.readline())  # while standard input is still open
@@ -282,8 +280,7 @@ def test_lines_of_standard_input_are_answered_as_they_come(run_dir):
 
 
 def test_a_reader_that_goes_away_ends_a_stream_in_one_line(run_dir):
-    command = [sys.executable, str(ROOT / "predict.py"), str(run_dir), "-"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    process = subprocess.Popen([*COMMAND, str(run_dir), "-"], **PIPES)
     process.stdout.close()
     process.stdin.write(b"Alder cut its dividend\n")
     process.stdin.close()
@@ -303,7 +300,7 @@ def test_abstaining_from_a_target_accuracy(classifier, label, tmp_path, monkeypa
     (tmp_path / "in.jsonl").write_text("".join(json.dumps({"title": f"{t} {i}"}) + "\n" for i, t in enumerate(TITLES)))
     confidences = classifier([f"{title} {i}" for i, title in enumerate(TITLES)])[1].max(axis=1)
     least = float(np.median(confidences))
-    _, target = label(tmp_path / "in.jsonl", least=least)
+    _, target = label(tmp_path / "in.jsonl", threshold=least)
     found = [json.loads(line)["abstained"] for line in target.read_text(encoding="utf-8").splitlines()]
     assert found == [confidence < least for confidence in confidences]
     assert 0 < sum(found) < 6
@@ -340,7 +337,7 @@ def test_hostile_files_give_rows_rejections_or_one_line(tmp_path, classifier):
                 assert "\n" not in str(error)
                 refused += 1
                 continue
-            good, bad = labeling._judged(rows)
+            good, bad = answers.split_rejected(rows)
             assert len(good) + len(bad) == len(rows)
             assert [row.line for row in rows] == sorted({row.line for row in rows})
             texts.update(row.text for row in good)
@@ -348,8 +345,8 @@ def test_hostile_files_give_rows_rejections_or_one_line(tmp_path, classifier):
     assert refused > 50
     assert rejected > 500
     assert len(texts) > 100
-    control = set(classifier.encoder.tokenizer.get_added_vocab().values())
-    frame = sorted(set(classifier.encoder.encode(["x"])[0]) & control)
-    for ids in classifier.encoder.encode(sorted(texts)):
+    control = set(classifier.scorer.encoder.tokenizer.get_added_vocab().values())
+    frame = sorted(set(classifier.scorer.encoder.encode(["x"])[0]) & control)
+    for ids in classifier.scorer.encoder.encode(sorted(texts)):
         assert len(ids) <= classifier.max_length
         assert sorted(set(ids) & control) == frame  # those of the chat format, none of a text's own

@@ -1,19 +1,18 @@
 """A file of one's own becomes a task that the trainer reads, and every row is kept or accounted for."""
 
 import csv
-import importlib.util
 import json
-import shutil
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import COMPANIES, ROOT, TEXTS
-from fintune.task import make_task
+from conftest import COMPANIES, TEXTS
 
-from fintune.data import load_data
+from fintune.cli import command
+from fintune.data.load import load_data
 from fintune.errors import UserError
-from fintune.recipe import read_layer
+from fintune.recipe.layers import read_layer
+from fintune.recipe.task import make_task
 
 ROWS = [
     {"title": f"{text.format(company)} {number}", "tone": tone}
@@ -26,15 +25,12 @@ BAD = [{"title": "", "tone": "Up"}, {"title": "no label", "tone": ""}, {"title":
 
 
 @pytest.fixture
-def prepare(tmp_path):
-    """data/prepare.py in a folder of its own, which it writes to."""
+def prepare(tmp_path, monkeypatch):
+    """`fintune prepare` in a folder of its own, which it writes to."""
     for folder in ("data", "templates"):
         (tmp_path / folder).mkdir()
-    shutil.copy(ROOT / "data/prepare.py", tmp_path / "data/prepare.py")
-    spec = importlib.util.spec_from_file_location("prepare", tmp_path / "data/prepare.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.main
+    monkeypatch.chdir(tmp_path)
+    return lambda words: command(["prepare", *words])
 
 
 def write(path, kind: str):
@@ -66,7 +62,7 @@ def test_a_file_becomes_a_task(kind, prepare, tmp_path, capsys):
     assert sum(data.summary()["rows"].values()) == len(ROWS) + len(ODD)
     found = {(row["text"], task.names[row["label"]]) for split in data.splits.values() for row in split}
     assert found == {(row["title"], row["tone"]) for row in [*ROWS, *ODD]}
-    with pytest.raises(UserError, match=r"mine\.csv: is there already"):
+    with pytest.raises(UserError, match=r"mine\.csv: already exists"):
         prepare(flags)
     prepare([*flags, "--force"])
 
@@ -76,7 +72,7 @@ def test_what_makes_no_task_is_said_and_nothing_is_written(prepare, tmp_path):
     for flags, message in (
         (["--text", "title", "--label", "title"], "holds 0 different labels"),
         (["--text", "title", "--label", "mood"], "no column 'mood'"),
-        (["--text", "headline", "--label", "tone"], "column 'headline' stands 0 times"),
+        (["--text", "headline", "--label", "tone"], "column 'headline' is missing from"),
     ):
         with pytest.raises(UserError, match=message):
             prepare([source, *flags, "--task", "mine"])

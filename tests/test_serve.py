@@ -10,19 +10,20 @@ import time
 
 import httpx
 import pytest
-from conftest import COMPANIES, ROOT, TEXTS
-from fintune.service import create_app
+from conftest import COMPANIES, TEXTS
+
+from fintune.deploy.service import create_app
 
 HEADLINES = [text.format(company) for texts in TEXTS.values() for text in texts for company in COMPANIES]
 
 
 @pytest.fixture
 def serve(run_dir):
-    """Starts serve.py with more flags; gives its address and its process."""
+    """Starts `fintune serve` with more options; gives its address and its process."""
     started = []
 
     def serve(*flags: str) -> tuple[str, subprocess.Popen]:
-        command = [sys.executable, str(ROOT / "serve.py"), str(run_dir), "--port", "0", *flags]
+        command = [sys.executable, "-m", "fintune.cli", "serve", str(run_dir), "--port", "0", *flags]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
         started.append(process)
         for line in process.stderr:
@@ -83,7 +84,7 @@ def test_what_it_does_not_take_is_said_in_one_line(serve):
         b'{"text": " "}': (422, "text 0: empty"),
         b'{"texts": ["a", ""]}': (422, "text 1: empty"),
         b'{"text": "\\ud800"}': (422, "hex escape"),
-        b'{"texts": ["a", "b", "c", "d"]}': (413, "4 texts in one request, 3 are taken"),
+        b'{"texts": ["a", "b", "c", "d"]}': (413, "4 texts in one request, at most 3 fit"),
     }
     for body, (status, message) in refused.items():
         answer = httpx.post(f"{address}/classify", content=body)

@@ -1,7 +1,8 @@
-"""What a user can put right ends in one line and exit code 2; everything else keeps its traceback."""
+"""What a user can fix ends in one line and exit code 2; everything else keeps its traceback."""
 
 import errno
 import os
+import re
 import signal
 import sys
 import warnings
@@ -9,18 +10,33 @@ from collections.abc import Callable
 
 MOST_CHARACTERS = 1600  # of a message
 
+# module -> the extra in pyproject.toml that brings it
+EXTRAS = {
+    "starlette": "serve",
+    "uvicorn": "serve",
+    "pydantic": "serve",
+    "prometheus_client": "serve",
+    "ray": "ray",
+    "bitsandbytes": "qlora",
+    "sentencepiece": "baichuan",
+    "google": "baichuan",  # protobuf, which sentencepiece reads model files with
+    "wandb_workspaces": "report",
+    "matplotlib": "ablations",
+    "flash_attn": "flash",
+    "liger_kernel": "liger",
+}
+
 
 class UserError(Exception):
     """A mistake in what the user gave: its message names the value, the place and the remedy, in one line.
 
-    A value of thousands of characters, which a message may quote, is cut in the middle.
+    A message that quotes a value of thousands of characters loses its middle.
     """
 
     def __init__(self, message: str):
-        cut = len(message) > MOST_CHARACTERS
-        super().__init__(
-            f"{message[: MOST_CHARACTERS // 2]} ... {message[-MOST_CHARACTERS // 2 :]}" if cut else message
-        )
+        if len(message) > MOST_CHARACTERS:
+            message = f"{message[: MOST_CHARACTERS // 2]} ... {message[-MOST_CHARACTERS // 2 :]}"
+        super().__init__(message)
 
 
 class Stopped(Exception):
@@ -32,7 +48,7 @@ class Stopped(Exception):
 
 
 def run(main: Callable[[list[str]], int | None]) -> None:
-    """Run a script's `main` on the command line and end with what it returns or 0, 2 (`UserError`) or 128 + signal."""
+    """Run a `main` on the command line and exit with what it returns or 0, 2 (`UserError`) or 128 + signal."""
     warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # its notes to library authors
     warnings.filterwarnings("ignore", message=".*pin_memory.*")  # true by default, on machines without a GPU too
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
@@ -44,15 +60,15 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         message, code = f"error: {error}", 2
     except Stopped as stop:
         message, code = str(stop), 128 + stop.signum
-    except ModuleNotFoundError as error:
-        if (error.name or "").startswith("fintune"):
+    except ImportError as error:
+        if missing_module(error) is None:
             raise
-        message, code = f"error: {error.name} is not installed; pip install -c constraints.txt -e '.[dev]' has all", 2
+        message, code = f"error: {missing_module(error)}", 2
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at its end
         message, code = "the reader of standard output went away", 128 + signal.SIGPIPE
     except KeyboardInterrupt:
-        message, code = "interrupted; what was saved before stands", 128 + signal.SIGINT
+        message, code = "interrupted; what was saved before is kept", 128 + signal.SIGINT
     except Exception as error:
         full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
             words in str(error) for words in ("No space left", "disk is full")
@@ -67,3 +83,20 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(" ".join(message.split()), file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def missing_module(error: ImportError) -> str | None:
+    """What to install after an import failed; None where a missing package is not the cause.
+
+    Args:
+        error: of Python, which names the module, or of a library that asked for a package in its own words.
+    """
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        module = error.name.split(".")[0].replace("-", "_")
+    else:
+        found = re.search(rf"\b({'|'.join(EXTRAS)})\b", str(error)) if error.name is None else None
+        module = found[1] if found else "fintune"
+    if module == "fintune":
+        return None
+    extra = f"[{EXTRAS[module]}]" if module in EXTRAS else ""
+    return f"{module} is not installed; `pip install 'fintune{extra}'` brings it"

@@ -74,7 +74,7 @@ def check_disk(folder: Path, trained_parameters: int, save_total_limit: int | No
     """Refuse a run whose checkpoints would not fit on the disk of `folder`.
 
     A checkpoint holds 12 bytes a trained parameter (float32 and two Adam moments); one more than the limit exists
-    while a new one is written, and one stands for the result.
+    while a new one is written, and one more is for the result.
 
     Raises:
         UserError: less is free.
@@ -153,6 +153,9 @@ def description() -> dict:
 
 
 def _git_commit() -> str | None:
+    """Of the checkout that this file belongs to; an installed wheel has none, whatever repository it lies in."""
+    if not Path(__file__).parents[2].joinpath(".git").exists():
+        return None
     command = ["git", "describe", "--always", "--dirty", "--abbrev=40"]
     try:
         return (

@@ -1,4 +1,4 @@
-"""Rows of CSV, JSONL and Parquet files, gzip'd too, one at a time: what is wrong with a row costs that row alone."""
+"""Rows of CSV, JSONL and Parquet files, gzip'd too, one at a time: a fault in a row costs that row alone."""
 
 import csv
 import gzip
@@ -25,13 +25,13 @@ FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the b
 
 @dataclass
 class Row:
-    """One row as it stands in its file.
+    """One row of a file.
 
     Attributes:
         line: where it begins, from 1; in Parquet the number of the row.
-        cells: all its columns, of a kind that the table it came from can write again.
-        text: what is to be labelled.
-        fault: why it cannot be; then `cells` and `text` may be None.
+        cells: all its columns, in the form in which its table writes them again.
+        text: what is labelled.
+        fault: why it cannot be labelled; then `cells` and `text` may be None.
     """
 
     line: int
@@ -41,9 +41,9 @@ class Row:
 
 
 def fault_of(text: object) -> str | None:
-    """Why something is no text that can be labelled; None where it can."""
+    """Why a value cannot be labelled; None where it can."""
     if not isinstance(text, str):
-        return f"{type(text).__name__}, not a text" if text is not None else "missing"
+        return f"{type(text).__name__}, not text" if text is not None else "missing"
     if not text.strip():
         return "empty"
     try:
@@ -51,6 +51,10 @@ def fault_of(text: object) -> str | None:
     except UnicodeEncodeError as error:
         return f"half a character (lone surrogate {text[error.start]!r})"
     return None
+
+
+def _is_where(count: int) -> str:
+    return "is missing from" if count == 0 else f"appears {count} times in"
 
 
 class TextTable:
@@ -96,7 +100,7 @@ class TextTable:
                     yield number, None, f"not UTF-8 ({error.reason} at byte {error.start})"
         except (EOFError, gzip.BadGzipFile, zlib.error) as error:
             raise UserError(
-                f"{self.path}: its gzip is damaged behind line {number} ({error}); fetch it again"
+                f"{self.path}: its gzip is damaged after line {number} ({error}); fetch it again"
             ) from error
 
 
@@ -111,8 +115,8 @@ class Csv(TextTable):
         self.columns = first.cells or []
         if first.fault or self.columns.count(text_column) != 1:
             raise UserError(
-                f"{path}: column {text_column!r} stands {self.columns.count(text_column)} times in its first line "
-                f"{str(first.fault or self.columns)[:200]}; name the right one (columns are parted by commas)"
+                f"{path}: column {text_column!r} {_is_where(self.columns.count(text_column))} its first line "
+                f"{str(first.fault or self.columns)[:200]}; name the right one (columns are separated by commas)"
             )
 
     def rows(self) -> Iterator[Row]:
@@ -130,7 +134,7 @@ class Csv(TextTable):
         return row.cells[self.columns.index(column)]
 
     def _read(self) -> Iterator[Row]:
-        """Records; where one cannot be read, its first line is rejected and reading goes on at the next."""
+        """Records; where one cannot be read, its first line is rejected and reading continues at the next."""
         lines, pending = self._lines(), deque()
         while True:
             taken = []
@@ -182,7 +186,7 @@ def write_csv(file: TextIO, rows: Iterable[Sequence]) -> None:
 
 
 class Jsonl(TextTable):
-    """One JSON object a line; a row's own characters are kept, the new columns go behind them."""
+    """One JSON object a line; a row's own characters are kept, and the new columns follow them."""
 
     def __init__(self, path: Path, text_column: str):
         super().__init__(path, text_column)
@@ -206,7 +210,7 @@ class Jsonl(TextTable):
                 except RecursionError:
                     row.fault = "nested too deep"
                 except ValueError as error:
-                    row.fault = f"no JSON ({error})" if row.cells else "an empty line"
+                    row.fault = f"not valid JSON ({error})" if row.cells else "an empty line"
                 else:
                     self._judge(row, cells)
             yield row
@@ -239,11 +243,11 @@ class Parquet:
         try:
             self._file = pq.ParquetFile(path)
         except pa.ArrowException as error:
-            raise UserError(f"{path}: no whole Parquet file ({error}); fetch it again") from error
+            raise UserError(f"{path}: not a complete Parquet file ({error}); fetch it again") from error
         self.columns = self._file.schema_arrow.names
         if self.columns.count(text_column) != 1:
             raise UserError(
-                f"{path}: column {text_column!r} stands {self.columns.count(text_column)} times among "
+                f"{path}: column {text_column!r} {_is_where(self.columns.count(text_column))} its columns "
                 f"{self.columns}; name the right one"
             )
         kind = self._file.schema_arrow.field(text_column).type
@@ -264,7 +268,7 @@ class Parquet:
                         row.fault = f"not UTF-8 ({error.reason} at byte {error.start})"
                     yield row
         except (pa.ArrowException, OSError) as error:
-            raise UserError(f"{self.path}: damaged behind row {self._read} ({error}); fetch it again") from error
+            raise UserError(f"{self.path}: damaged after row {self._read} ({error}); fetch it again") from error
 
     def value(self, row: Row, column: str) -> object:
         return row.cells.column(column)[0].as_py()
@@ -296,10 +300,10 @@ KINDS = {".csv": Csv, ".jsonl": Jsonl, ".parquet": Parquet}
 
 
 def kind_of(path: Path) -> type:
-    """The table class of a file's ending, `.gz` left aside for CSV and JSONL.
+    """The table class for a file's extension; CSV and JSONL may add `.gz`.
 
     Raises:
-        UserError: the ending is none of those.
+        UserError: it has another extension.
     """
     ending = Path(path.stem).suffix if path.suffix == ".gz" else path.suffix
     if ending not in KINDS or (path.suffix == ".gz" and ending == ".parquet"):

@@ -7,7 +7,7 @@ import numpy as np
 
 from fintune.data.rows import fault_of
 from fintune.errors import UserError
-from fintune.results.verify import read_result
+from fintune.results.verify import check_weights, read_result
 
 # scikit-learn and the model libraries take seconds to import: only `from_pretrained` and a call do
 
@@ -38,6 +38,7 @@ class Classifier:
                 other files than were saved, or its adapter belongs to another base.
         """
         result = read_result(Path(run_dir))
+        check_weights(Path(run_dir), result)
         from fintune.results.restore import load_scorer
 
         scorer = load_scorer(Path(run_dir))

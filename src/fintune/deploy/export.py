@@ -1,118 +1,103 @@
-"""Make plain weights of a trained run: an adapter merged into its base, checked, with a model card.
+"""Plain weights of a trained run: an adapter merged into its base, checked against the run, with a model card."""
 
-    python export.py runs/sentiment/qwen3-8b exported/sentiment [--push me/sentiment]
-
-What it writes loads in transformers and in servers such as vLLM without this project. `--push` sends it to the Hub, to
-a private repository; the token is HF_TOKEN's.
-"""
-
-import argparse
 import json
 import shutil
 from itertools import count, islice, product
 from pathlib import Path
 
 import numpy as np
-import torch
-import yaml
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, GenerationConfig
 
-from fintune import runs
-from fintune.classifier import PlainText
 from fintune.deploy.classifier import Classifier
-from fintune.errors import UserError, run
+from fintune.errors import UserError
 from fintune.files import write_text
-from fintune.model.prompt import Prompt
-from fintune.model.tiny import TINY
+from fintune.results.verify import read_result
 
-ROWS = 256  # that both must label the same
+# the Hub's client and the model libraries take seconds to import: only the functions that need them do
+
+ROWS = 256  # that the run and what is exported must label the same
 LICENCES = {"CC BY-NC-SA 3.0": "cc-by-nc-sa-3.0", "MIT": "mit", "Apache 2.0": "apache-2.0", "CC BY 4.0": "cc-by-4.0"}
-MAY_DIFFER = {torch.float32: 0.0}  # share of them; else 0.01: a near tie may fall the other way in 16 bits
+MAY_DIFFER = 0.01  # share of labels in 16 bits, where a near tie may fall the other way; in float32 none may
 
 
-def main(argv: list[str]) -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run_dir", type=Path, help="folder of a run of train_sft.py or train_cls.py")
-    parser.add_argument("target", type=Path, help="a folder that is not there yet")
-    parser.add_argument("--push", metavar="ID", help="repository on the Hub, such as me/sentiment")
-    args = parser.parse_args(argv)
-    if args.target.exists():
-        raise UserError(f"{args.target}: is there already; name a new folder")
-    result = runs.read_result(args.run_dir)
-    classifier = Classifier.from_pretrained(args.run_dir, merge=False)
-    texts = texts_to_check(args.run_dir)
-    staging = args.target.with_name(args.target.name + ".partial")
+def export(run_dir: Path, target: Path, push: str | None) -> None:
+    """Write a run as weights that transformers, and servers such as vLLM, load without this project.
+
+    Args:
+        run_dir: a run of train_sft.py or train_cls.py.
+        target: a new folder.
+        push: repository on the Hub that it is sent to, such as me/sentiment.
+
+    Raises:
+        UserError: `target` exists, `run_dir` is not a finished run with weights, what was written answers otherwise
+            than the run, or the Hub does not take it.
+    """
+    if target.exists():
+        raise UserError(f"{target}: already exists; name a new folder")
+    result = read_result(run_dir)
+    classifier = Classifier.from_pretrained(run_dir, merge=False)
+    texts = texts_to_check(run_dir)
+    staging = target.with_name(target.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
 
     try:
         _, expected = classifier(texts)
-        save(classifier, args.run_dir, staging)
+        classifier.scorer.save_merged(staging, run_dir)
         check = compare(classifier, staging, texts, expected)
         print(f"{check['same']} of {check['rows']} labels equal, probabilities to {check['largest_difference']:.1e}")
-        write_card(staging, args.run_dir, classifier, result, check, args.push or args.target.name)
+        write_card(staging, run_dir, classifier, result, check, push or target.name)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    staging.rename(args.target)
-    print(f"written: {args.target}")
-    if args.push:
-        push(args.target, args.push)
+    staging.rename(target)
+    print(f"written: {target}")
+    if push:
+        push_to_hub(target, push)
 
 
 def texts_to_check(run_dir: Path) -> list[str]:
-    """256 texts: those of the run's test split, and where it has fewer, two or more of them behind each other."""
+    """256 texts: those of the run's test split, and where it has fewer, several of them joined."""
     lines = (run_dir / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
     texts = [json.loads(line)["text"] for line in lines if line]
     joined = (" ".join(some) for length in count(1) for some in product(texts, repeat=length))
     return list(islice(joined, ROWS))
 
 
-def save(classifier: Classifier, run_dir: Path, folder: Path) -> None:
-    model, encoder = classifier.model, classifier.encoder
-    if isinstance(model, PeftModel):
-        if getattr(model.get_base_model(), "is_quantized", False):  # merging into 4 bits would round once more
-            model = PeftModel.from_pretrained(model.unload().dequantize(), run_dir)
-        model = model.merge_and_unload()
-    if isinstance(encoder, Prompt):
-        model.generation_config = GenerationConfig(  # Qwen3 ships do_sample: true
-            do_sample=False,
-            max_new_tokens=max(map(len, encoder.label_ids)),
-            eos_token_id=encoder.tokenizer.eos_token_id,
-            pad_token_id=encoder.tokenizer.pad_token_id,
-        )
-    model.save_pretrained(folder)
-    encoder.tokenizer.save_pretrained(folder)
-
-
 def compare(classifier: Classifier, folder: Path, texts: list[str], expected: np.ndarray) -> dict:
-    """Label the texts with what was written, read again as anyone would.
+    """Label the texts with what was written, read again as anyone would; the classifier then holds that model.
+
+    Args:
+        expected: (texts, labels) probabilities of the run.
 
     Raises:
         UserError: too many labels differ.
     """
-    auto = AutoModelForCausalLM if isinstance(classifier.encoder, Prompt) else AutoModelForSequenceClassification
-    dtype, device = classifier.model.dtype, classifier.model.device
-    classifier.model = classifier._model_probabilities = None  # frees it: two of them might not fit
-    model = auto.from_pretrained(folder, dtype=dtype, use_safetensors=True, trust_remote_code=False).to(device)
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoder, most = classifier.encoder, classifier.max_length
-    causal = isinstance(encoder, Prompt)
-    encoder = Prompt(encoder.task, tokenizer, most) if causal else PlainText(tokenizer, model.config, most)
-    _, found = Classifier(classifier.names, classifier.calibration, most, model, encoder)(texts)
+    import torch
+
+    share = 0.0 if classifier.scorer.model.dtype == torch.float32 else MAY_DIFFER
+    classifier.scorer = classifier.scorer.reloaded(folder)
+    _, found = classifier(texts)
     same = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
-    if len(texts) - same > MAY_DIFFER.get(dtype, 0.01) * len(texts):
+    if len(texts) - same > share * len(texts):
         raise UserError(
-            f"{folder}: {len(texts) - same} of {len(texts)} labels differ from the run's, so it is no {folder.stem}; "
-            "look at what is in it, then train the run again"
+            f"{folder}: {len(texts) - same} of {len(texts)} labels differ from the run's, so nothing is exported; "
+            "train the run again"
         )
     return {"rows": len(texts), "same": same, "largest_difference": float(np.abs(found - expected).max())}
 
 
 def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict, check: dict, name: str) -> None:
-    causal, test = isinstance(classifier.encoder, Prompt), result["test"]
-    recipe = yaml.safe_load((run_dir / "recipe.yaml").read_text(encoding="utf-8"))
+    """README.md of the folder, a model card as the Hub reads it.
+
+    Args:
+        check: what `compare` found.
+        name: what the card's example loads.
+    """
+    from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+    from fintune.model.tiny import TINY
+    from fintune.recipe.layers import read_layer
+
+    causal, test = result["script"] == "train_sft.py", result["test"]
     invented = result["data"]["source"] == "sample"
     licence = "Apache 2.0 (invented rows)" if invented else result["data"]["license"]
     figures = {"accuracy": test["accuracy"], "f1": test["macro_f1"], "matthews_correlation": test["mcc"]}
@@ -133,41 +118,39 @@ def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict
     )
     card = ModelCard.from_template(
         card_data,
-        template_path=str(Path(__file__).parent / "templates/model-card.md.jinja"),
+        template_path=str(Path(__file__).parent / "model-card.md.jinja"),
         kind="causal" if causal else "encoder",
         name=name,
         base=Path(base).name if local else base,
         local=local,
         example="Alder raised its dividend again",
-        turn=repr(classifier.encoder.turn("HEADLINE")) if causal else None,
-        use_rslora=recipe.get("use_rslora"),
+        turn=repr(classifier.scorer.encoder.turn("HEADLINE")) if causal else None,
+        use_rslora=read_layer(run_dir / "recipe.yaml").get("use_rslora"),
         temperature=classifier.calibration["temperature"],
         **{"result": result, "test": test, "licence": licence, "check": check},
     )
     write_text(folder / "README.md", str(card))
 
 
-def push(folder: Path, repository: str) -> None:
-    """To a private repository, which its owner may open.
+def push_to_hub(folder: Path, repository: str) -> None:
+    """Send the folder to a private repository, which its owner may open; the token is HF_TOKEN's.
 
     Raises:
         UserError: the repository is public already, or the Hub does not take it.
     """
+    from huggingface_hub import HfApi
+
     hub = HfApi()
     try:
         hub.create_repo(repository, private=True, exist_ok=True)
         private = hub.repo_info(repository).private
         if private:
-            hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload from fintune's export.py")
-    except Exception as error:  # whatever the Hub or the network says: the folder stands
+            hub.upload_folder(repo_id=repository, folder_path=folder, commit_message="Upload from fintune export")
+    except Exception as error:  # whatever the Hub or the network says: the folder is kept
         raise UserError(
-            f"--push {repository}: {type(error).__name__}: {' '.join(str(error).split())}; {folder} is whole: set "
+            f"--push {repository}: {type(error).__name__}: {' '.join(str(error).split())}; {folder} is complete: set "
             f"HF_TOKEN, or connect, and send it with `hf upload --private {repository} {folder}`"
         ) from error
     if not private:
-        raise UserError(f"--push {repository}: is public; make it private, or name another one; {folder} is whole")
+        raise UserError(f"--push {repository}: is public; make it private, or name another one; {folder} is complete")
     print(f"sent to {repository}, private")
-
-
-if __name__ == "__main__":
-    run(main)

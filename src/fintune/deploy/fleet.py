@@ -1,6 +1,6 @@
-"""Label a folder of Parquet files on a Ray cluster: one file is the unit of work, whole or not there.
+"""Label a folder of Parquet files on a Ray cluster: one file is the unit of work, written whole or not at all.
 
-An actor labels a file as predict.py does alone, so what a killed one leaves behind, another takes up. Folders are
+An actor labels a file as `fintune predict` does alone, so another actor continues what a killed one began. Folders are
 paths that every node sees, or URIs of a bucket (s3://, gs://), whose files pass through a node's temporary folder.
 """
 
@@ -16,7 +16,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy
 from ray.data import ActorPoolStrategy
 
 from fintune.deploy.classifier import Classifier
-from fintune.deploy.files import label_file
+from fintune.deploy.label_file import label_file
 from fintune.errors import UserError
 
 RUN = "_run.json"  # in the output folder: what its files were labelled with; a leading _ hides it from readers
@@ -24,33 +24,35 @@ REJECTED = ".rejected.jsonl"
 
 
 def label_folder(
-    run_dir: Path, run: list, source: str, target: str, text_column: str, least: float, prefix: str
+    run_dir: Path, run: list, source: str, target: str, text_column: str, threshold: float, prefix: str
 ) -> tuple[int, int]:
-    """Label every .parquet file of `source` into the file of the same name in `target`; files that are there, stay.
+    """Label every .parquet file of `source` into the file of the same name in `target`; existing files are kept.
 
     Actors take a GPU each, or a CPU each in a cluster without one. The cluster is that of RAY_ADDRESS, else this
-    machine. Stopped at any moment, the same call goes on.
+    machine. Stopped at any moment, the same call continues.
 
     Args:
         run_dir: the run, which every node must see at that path.
-        run: its `identity`.
+        run: its `run_fingerprint`.
+        threshold: confidence below which the model abstains.
+        prefix: put before the added columns' names.
 
     Returns:
-        (labelled, rejected) rows of all files, also of earlier calls, counted in what was written.
+        (labelled, rejected) rows of all files, also those of earlier calls, counted in what was written.
 
     Raises:
-        UserError: there is no Parquet file; `target` holds files of another run or other options; a file could not be
-            labelled, once all others are.
+        UserError: there is no Parquet file; `target` holds files of another run or other options; after all others
+            are labelled, a file that could not be.
     """
     source, target = (folder if "://" in folder else str(Path(folder).resolve()) for folder in (source, target))
     if source == target:
-        raise UserError(f"{target}: is the input's folder; name another one for the output")
-    files, there = parquet_files(source), parquet_files(target, missing_ok=True)
+        raise UserError(f"{target}: is the input's folder; name another folder for the output")
+    files, existing = parquet_files(source), parquet_files(target, missing_ok=True)
     if not files:
         raise UserError(f"{source}: no .parquet file in it; name the folder that holds them")
-    options = (text_column, least, prefix)
-    _check_run(target, [*run, *options], begun=bool(there))
-    todo = sorted(set(files) - {name for name in there if not _cut_off(target, name)})
+    options = (text_column, threshold, prefix)
+    _check_run(target, [*run, *options], begun=bool(existing))
+    todo = sorted(set(files) - {name for name in existing if not _interrupted(target, name)})
     print(f"{len(files):,} files, {len(files) - len(todo):,} of them done before", file=sys.stderr)
     failed = []
     if todo:
@@ -94,7 +96,8 @@ class Labeller:
         (here, folder), (there, out) = location(self.source), location(self.target)
         local = LocalFileSystem()
         if isinstance(here, LocalFileSystem) and isinstance(there, LocalFileSystem):
-            if not Path(out, name).exists() or _cut_off(self.target, name):  # else done, by one that died thereafter
+            # else done, by an actor that died afterwards
+            if not Path(out, name).exists() or _interrupted(self.target, name):
                 label_file(self.classifier, self.run_dir, Path(folder, name), Path(out, name), *self.options)
             return
         with tempfile.TemporaryDirectory() as scratch:
@@ -105,7 +108,8 @@ class Labeller:
             label_file(self.classifier, self.run_dir, taken, made, *self.options)
             if there.get_file_info(f"{out}/{name}{REJECTED}").type is not FileType.NotFound:
                 there.delete_file(f"{out}/{name}{REJECTED}")  # of other rows
-            for path in sorted(made.parent.iterdir(), reverse=True):  # rejected rows first: where a file is, all is
+            # rejected rows first: where a file exists, everything does
+            for path in sorted(made.parent.iterdir(), reverse=True):
                 copy_files(str(path), f"{out}/{path.name}", local, there)
 
 
@@ -120,7 +124,7 @@ def location(folder: str) -> tuple[FileSystem, str]:
 
 
 def parquet_files(folder: str, missing_ok: bool = False) -> list[str]:
-    """Names of the .parquet files in a folder, not below it, without those that a reader hides."""
+    """Names of the .parquet files in a folder, not below it, without the hidden ones."""
     files, path = location(folder)
     try:
         found = files.get_file_info(FileSelector(path, allow_not_found=missing_ok))
@@ -134,17 +138,17 @@ def parquet_files(folder: str, missing_ok: bool = False) -> list[str]:
     )
 
 
-def _cut_off(target: str, name: str) -> bool:
+def _interrupted(target: str, name: str) -> bool:
     """Whether labelling the file was killed while it cleaned up."""
     files, path = location(target)
     return files.get_file_info(f"{path}/{name}.parts/manifest.json").type is FileType.File
 
 
 def _check_run(target: str, run: list, begun: bool) -> None:
-    """Refuse a folder whose files another run labelled; else leave this one's name in it.
+    """Refuse a folder whose files another run labelled; else write down which run labels it.
 
     Args:
-        begun: whether there are files in it.
+        begun: whether it holds files already.
     """
     files, path = location(target)
     content, place = json.dumps(run).encode(), f"{path}/{RUN}"
@@ -162,10 +166,10 @@ def _check_run(target: str, run: list, begun: bool) -> None:
 
 
 def count(source: str, target: str, names: list[str]) -> tuple[int, int]:
-    """(labelled, rejected) rows as they stand in the files.
+    """(labelled, rejected) rows, counted in the files.
 
     Raises:
-        UserError: a file's rows are not those that went in.
+        UserError: a file has more or fewer rows than its input.
     """
     (here, folder), (there, out) = location(source), location(target)
     labelled = rejected = 0

@@ -19,31 +19,31 @@ from fintune.data.rows import fault_of
 from fintune.deploy.classifier import Classifier
 
 BODY_SECONDS = 30  # that a client may take to send its request, so that a slow one cannot hold up a shutdown
-AT_ONCE = 512  # texts scored together: beyond it rows per second rise no more, and waiting for the others does
+AT_ONCE = 512  # texts scored together: more raise no throughput, only the wait for the others' answers
 
 
-class Asked(BaseModel):
-    """What POST /classify takes: one text, or several."""
+class ClassifyRequest(BaseModel):
+    """The body of POST /classify: one text, or several."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
     text: str | None = None
     texts: list[str] | None = None
 
     @model_validator(mode="after")
-    def _one_of_both(self):
+    def _exactly_one(self):
         if (self.text is None) == (self.texts is None):
             raise ValueError('give {"text": "..."} or {"texts": ["...", ...]}')
         return self
 
 
-class Full(Exception):
+class QueueFull(Exception):
     """More texts are waiting than the queue takes."""
 
 
 class Batcher:
     """Scores the texts of many requests in order of arrival, one call of the classifier at a time.
 
-    While a call runs, requests gather, and the next call takes them all: one client alone never waits for others.
+    While a call runs, requests gather, and the next call takes them all: a single client never waits for others.
     """
 
     def __init__(self, classifier: Classifier, most_waiting: int, metrics: "Metrics"):
@@ -60,10 +60,10 @@ class Batcher:
         """(texts, labels) calibrated probabilities.
 
         Raises:
-            Full: there is no room for them now.
+            QueueFull: there is no room for them now.
         """
         if self.waiting + len(texts) > self.most_waiting:
-            raise Full
+            raise QueueFull
         answer = asyncio.get_running_loop().create_future()
         self.waiting += len(texts)
         self._queue.put_nowait((texts, answer))
@@ -109,7 +109,7 @@ class Metrics:
         self.waiting = Gauge("fintune_waiting_texts", "Texts waiting or being scored", registry=self.registry)
 
 
-def create_app(classifier: Classifier, least: float, most_waiting: int, max_body: int) -> Starlette:
+def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_body: int) -> Starlette:
     """The service as an ASGI application.
 
     POST /classify takes {"text": "..."} or {"texts": [...]}, and answers with label, confidence, probabilities by
@@ -118,7 +118,7 @@ def create_app(classifier: Classifier, least: float, most_waiting: int, max_body
     GET /healthz, GET /metrics (Prometheus).
 
     Args:
-        least: confidence below which a text is marked as abstained.
+        threshold: confidence below which the model abstains.
         most_waiting: texts that may wait or be scored at a time.
         max_body: bytes of a request.
     """
@@ -142,7 +142,7 @@ def create_app(classifier: Classifier, least: float, most_waiting: int, max_body
                 content = await _body(request, max_body)
             if content is None:
                 return _error(413, f"the request has over {max_body:,} bytes; send it in parts")
-            asked = Asked.model_validate_json(content)
+            body = ClassifyRequest.model_validate_json(content)
         except TimeoutError:
             return _error(408, f"the request's body took over {BODY_SECONDS} seconds")
         except ClientDisconnect:
@@ -150,19 +150,19 @@ def create_app(classifier: Classifier, least: float, most_waiting: int, max_body
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             return _error(422, ": ".join([*(str(part) for part in first["loc"]), first["msg"]]))
-        texts = [asked.text] if asked.texts is None else asked.texts
+        texts = [body.text] if body.texts is None else body.texts
         for row, text in enumerate(texts):
             if fault := fault_of(text):
                 return _error(422, f"text {row}: {fault}; every text must be a non-empty string")
         if len(texts) > most_waiting:
-            return _error(413, f"{len(texts)} texts in one request, {most_waiting} are taken; send them in parts")
+            return _error(413, f"{len(texts)} texts in one request, at most {most_waiting} fit; send them in parts")
         try:
             scores = await batcher(texts)
-        except Full:
+        except QueueFull:
             return _error(429, f"{batcher.waiting} texts are waiting already; try again", {"Retry-After": "1"})
         metrics.texts.inc(len(texts))
         results = [_result(row) for row in scores]
-        return JSONResponse(results[0] if asked.texts is None else {"results": results})
+        return JSONResponse(results[0] if body.texts is None else {"results": results})
 
     def _result(scores: np.ndarray) -> dict:
         confidence = float(scores.max())
@@ -170,7 +170,7 @@ def create_app(classifier: Classifier, least: float, most_waiting: int, max_body
             "label": classifier.names[scores.argmax()],
             "confidence": confidence,
             "probabilities": dict(zip(classifier.names, map(float, scores), strict=True)),
-            "abstained": confidence < least,
+            "abstained": confidence < threshold,
         }
 
     async def healthz(request: Request) -> Response:
@@ -191,8 +191,8 @@ def create_app(classifier: Classifier, least: float, most_waiting: int, max_body
         Route("/healthz", healthz),
         Route("/metrics", show_metrics),
     ]
-    said = {HTTPException: _refused, Exception: _failed}
-    return Starlette(routes=routes, lifespan=scoring, exception_handlers=said)
+    handlers = {HTTPException: _refused, Exception: _failed}
+    return Starlette(routes=routes, lifespan=scoring, exception_handlers=handlers)
 
 
 async def _body(request: Request, most: int) -> bytes | None:

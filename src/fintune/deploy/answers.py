@@ -1,0 +1,79 @@
+"""What labelling adds to a row, and which rows cannot be labelled; shared by files and streams."""
+
+import hashlib
+import sqlite3
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from fintune.data.rows import Row, fault_of
+from fintune.deploy.classifier import Classifier
+
+MOST_IN_MEMORY = 1_000_000  # texts of a stream whose scores are kept, some 200 MB; then the cache is emptied
+QUOTED_CHARACTERS = 1000  # of a rejected text
+
+
+def added_columns(names: list[str], prefix: str) -> list[str]:
+    """The columns that labelling adds to a row.
+
+    Args:
+        names: the label names, in the order of the probabilities.
+        prefix: put before each column's name.
+    """
+    return [prefix + name for name in ("label", "confidence", *(f"probability_{name}" for name in names), "abstained")]
+
+
+class Answers:
+    """Turns texts into the columns that are added to a row; the same text is scored once, also across a restart."""
+
+    def __init__(self, classifier: Classifier, threshold: float, prefix: str, store: str | Path = ":memory:"):
+        """
+        Args:
+            threshold: confidence below which the model abstains.
+            prefix: put before the added columns' names.
+            store: SQLite file of the scores.
+        """
+        self.classifier, self.threshold = classifier, threshold
+        self.columns = added_columns(classifier.names, prefix)
+        self.most = MOST_IN_MEMORY if store == ":memory:" else sys.maxsize
+        self.scored = 0
+        self.database = sqlite3.connect(store)
+        self.database.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB)")
+
+    def __call__(self, texts: list[str]) -> list[dict]:
+        keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+        known: dict[bytes, np.ndarray] = {}
+        for key in set(keys):
+            if found := self.database.execute("SELECT probabilities FROM scores WHERE text = ?", (key,)).fetchone():
+                known[key] = np.frombuffer(found[0])
+        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        if new:
+            self.scored += len(new)
+            if self.scored > self.most:
+                self.database.execute("DELETE FROM scores")
+                self.scored = len(new)
+            known |= dict(zip(new, self.classifier(list(new.values()))[1], strict=True))
+            with self.database:
+                self.database.executemany(
+                    "INSERT INTO scores VALUES (?, ?)", [(key, known[key].tobytes()) for key in new]
+                )
+        return [self._columns(known[key]) for key in keys]
+
+    def _columns(self, probabilities: np.ndarray) -> dict:
+        label, confidence = self.classifier.names[probabilities.argmax()], float(probabilities.max())
+        values = [label, confidence, *map(float, probabilities), confidence < self.threshold]
+        return dict(zip(self.columns, values, strict=True))
+
+
+def split_rejected(rows: list[Row]) -> tuple[list[Row], list[dict]]:
+    """Rows that can be labelled, and {"line", "reason", "text"} of each that cannot."""
+    good, rejected = [], []
+    for row in rows:
+        fault = row.fault or fault_of(row.text)
+        if fault is None:
+            good.append(row)
+        else:
+            text = row.text[:QUOTED_CHARACTERS] if isinstance(row.text, str) else None
+            rejected.append({"line": row.line, "reason": fault, "text": text})
+    return good, rejected

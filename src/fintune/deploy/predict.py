@@ -1,0 +1,82 @@
+"""What `fintune predict` does: everything that can be wrong is found before a model is loaded."""
+
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+from fintune.deploy.classifier import Classifier
+from fintune.deploy.label_file import label_file, open_table, run_fingerprint
+from fintune.deploy.stream import label_stream
+from fintune.errors import UserError
+from fintune.results.verify import check_weights, read_result
+
+
+def predict(
+    run_dir: Path,
+    source: str,
+    output: str | None,
+    text_column: str,
+    prefix: str,
+    abstain_below: float,
+    target_accuracy: float | None,
+    spreadsheet_safe: bool,
+    engine: str,
+) -> int:
+    """Label a file, standard input (`source` is -) or, with the engine `ray`, a folder; for the rest see the command.
+
+    Returns:
+        The exit code: 3 where rows were rejected, else 0.
+
+    Raises:
+        UserError: the run, the input, the output or the options cannot be used.
+        Stopped: SIGTERM or SIGINT came.
+    """
+    streaming = source == "-"
+    if streaming == (output is not None):
+        raise UserError("a file needs -o OUTPUT; lines of standard input (-) are answered on standard output, without")
+    if engine == "ray" and (streaming or spreadsheet_safe):
+        raise UserError("--engine ray labels a folder of Parquet files, without --spreadsheet-safe")
+    result = read_result(run_dir)
+    check_weights(run_dir, result)
+    names, calibration = result["data"]["labels"], result["calibration"]
+    if engine == "local" and not streaming:
+        open_table(Path(source), Path(output), text_column, names, prefix)
+    threshold = find_threshold(calibration, abstain_below, target_accuracy)
+    if target_accuracy is not None:
+        print(f"abstains below a confidence of {threshold:.4f}", file=sys.stderr)
+
+    if engine == "ray":
+        from fintune.deploy.fleet import label_folder  # pip install 'fintune[ray]'
+
+        run = run_fingerprint(run_dir, names, calibration)
+        labelled, rejected = label_folder(run_dir, run, source, output, text_column, threshold, prefix)
+        print(f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected", file=sys.stderr)
+        return 3 if rejected else 0
+
+    with redirect_stdout(sys.stderr):  # standard output is for answers
+        classifier = Classifier.from_pretrained(run_dir)
+    if streaming:
+        labelled, rejected = label_stream(classifier, threshold, prefix)
+    else:
+        files = Path(source), Path(output)
+        labelled, rejected = label_file(classifier, run_dir, *files, text_column, threshold, prefix, spreadsheet_safe)
+    where = f", see {output}.rejected.jsonl" if rejected and output else ""
+    print(
+        f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected{where}; "
+        f"{classifier.truncated_texts:,} texts truncated to {classifier.max_length} tokens",
+        file=sys.stderr,
+    )
+    return 3 if rejected else 0
+
+
+def find_threshold(calibration: dict, abstain_below: float, target_accuracy: float | None) -> float:
+    """The confidence below which a run abstains.
+
+    Raises:
+        UserError: both are given, or the accuracy is beyond what the run reached on its validation rows.
+    """
+    from fintune.scoring.calibration import check_threshold, threshold_for  # loads scikit-learn
+
+    if abstain_below and target_accuracy is not None:
+        raise UserError("--abstain-below and --target-accuracy: give one of them")
+    return check_threshold(abstain_below) if target_accuracy is None else threshold_for(calibration, target_accuracy)
