@@ -24,7 +24,7 @@ import matplotlib
 import measure
 
 from fintune import machine
-from fintune.deploy.files import SHARD
+from fintune.deploy.label_file import SHARD
 from fintune.files import sha256
 
 matplotlib.use("agg")  # no screen needed
@@ -100,12 +100,12 @@ def generate(path: Path, rows: int) -> dict[str, int]:
 
 
 def run_once(run_dir: Path, source: Path, target: Path, kill_at: int | None = None) -> dict:
-    """Run predict.py to its end, or kill it some seconds after that many rows are done.
+    """Run `fintune predict` to its end, or kill it some seconds after that many rows are done.
 
     Returns:
         rows done; at its end also seconds, counts, and memory: rows done -> the most MiB resident while they were.
     """
-    command = [sys.executable, str(measure.ROOT / "predict.py"), str(run_dir), str(source), "-o", str(target)]
+    command = [sys.executable, "-m", "fintune.cli", "predict", str(run_dir), str(source), "-o", str(target)]
     parts = target.with_name(target.name + ".parts")
     started, rows, memory = time.perf_counter(), 0, {}
     with tempfile.TemporaryFile() as log:
@@ -146,7 +146,7 @@ def _resident_mib(pid: int) -> float | None:
 def draw(memory: dict[int, float], path: Path) -> None:
     figure, axes = plt.subplots(figsize=(7, 3), layout="constrained")
     axes.plot([rows / 1000 for rows in memory], list(memory.values()), color="#d55e00")
-    axes.set(xlabel="thousand rows labelled", ylabel="resident memory, MiB", title="predict.py on a long file")
+    axes.set(xlabel="thousand rows labelled", ylabel="resident memory, MiB", title="fintune predict on a long file")
     axes.set_ylim(0, 1.25 * max(memory.values()))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)

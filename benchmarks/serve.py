@@ -1,8 +1,8 @@
-"""Latency of serve.py under 1, 16 and 64 clients that each ask for one headline at a time, over and over.
+"""Latency of `fintune serve` under 1, 16 and 64 clients that each ask for one headline at a time, over and over.
 
     .venv/bin/python benchmarks/serve.py runs/sentiment/tiny        # a minute; the clients run on the same machine
 
-Each headline is another one: the sentiment sample's sentences with a number behind each.
+Each headline is another one: the sentiment sample's sentences with a number after each.
 """
 
 import argparse
@@ -33,7 +33,7 @@ def main() -> None:
     _, data = measure.setting("sentiment")
     texts = list(data.splits["train"]["text"])
     headlines = (f"{text} {number}" for number, text in enumerate(itertools.cycle(texts)))
-    command = [sys.executable, str(measure.ROOT / "serve.py"), str(args.run_dir), "--port", "0"]
+    command = [sys.executable, "-m", "fintune.cli", "serve", str(args.run_dir), "--port", "0"]
     server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         port = next(int(found[1]) for line in server.stderr if (found := re.search(r"http://\S+:(\d+)", line)))

@@ -8,10 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import ROOT, SMALL, script
-from fintune.checkpoints import KeepCheckpoints
-from fintune.classifier import ClassifierArguments, PlainText
-from fintune.inference import Classifier
+from conftest import ROOT, script
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -32,12 +29,15 @@ from transformers import (
     TrainingArguments,
     pipeline,
 )
-from trl import ModelConfig, SFTConfig
 
-from fintune import classifier, machine, runs
-from fintune import ladder as ladder_module
+from fintune.deploy.classifier import Classifier
+from fintune.deploy.export import export
 from fintune.errors import Stopped, UserError
-from fintune.recipe import RunArguments, layered, parse_recipe, read_layer
+from fintune.model.encoder import EncoderArguments, EncoderInput, check_tokenizer, load_encoder
+from fintune.recipe.recipe import parse_recipe
+from fintune.scoring.encoder_scorer import EncoderScorer
+from fintune.training import session
+from fintune.training.checkpoints import CheckpointManifest
 
 SPECIAL = ["<pad>", "</s>", "<s>", "<unk>"]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -100,18 +100,17 @@ def argv(base: str, *more: str) -> list[str]:
 
 
 def parsed(base: str, *more: str):
-    """(task, model_args, tokenizer, model) as train_cls.py has them."""
-    recipe = parse_recipe(argv(base, *more), ClassifierArguments, TrainingArguments)
-    model_args = recipe.args[0]
-    model = classifier.load_classifier(model_args, base, recipe.task, torch.device("cpu"), 0)
-    return recipe.task, model_args, AutoTokenizer.from_pretrained(base), model
+    """(task, run_args, tokenizer, model) as train_cls.py has them."""
+    recipe = parse_recipe(argv(base, *more), EncoderArguments, TrainingArguments)
+    model = load_encoder(base, None, recipe.task, torch.device("cpu"), 0)
+    return recipe.task, recipe.run_args, AutoTokenizer.from_pretrained(base), model
 
 
 @pytest.mark.parametrize("kind", ["bert", "t5"])
 def test_an_encoder_is_exported_with_a_card(kind, task_folder, texts):
     base = save_encoder(task_folder / "base", kind, texts)
     script("train_cls").main(argv(base))
-    script("export").main(["runs/toy/x", "plain"])
+    export(Path("runs/toy/x"), Path("plain"), None)
     classify = pipeline("text-classification", "plain")
     assert [row["label"] for row in classify(texts[:20])] == Classifier.from_pretrained("runs/toy/x")(texts[:20])[0]
     card = (task_folder / "plain/README.md").read_text()
@@ -128,7 +127,7 @@ def test_each_architecture_trains_and_is_scored(kind, task_folder, texts):
     result = json.loads((folder / "metrics.json").read_text())
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     assert len(rows) == result["test"]["rows"] == result["data"]["rows"]["test"]
-    assert result["test"]["texts_cut"] == 0
+    assert result["test"]["texts_truncated"] == 0
     losses = [entry["loss"] for entry in result["training"]["log"] if "loss" in entry]
     assert all(np.isfinite(losses))
     config = json.loads((folder / "config.json").read_text())
@@ -190,11 +189,8 @@ def test_a_head_of_other_size_is_replaced_and_a_damaged_encoder_refused(task_fol
 
 def test_the_same_seed_draws_the_same_head_and_another_another(task_folder, texts):
     base = save_encoder(task_folder / "base", "bert", texts)
-    task, model_args, *_ = parsed(base)
-    heads = [
-        classifier.load_classifier(model_args, base, task, torch.device("cpu"), seed).classifier.weight
-        for seed in (1, 1, 2)
-    ]
+    task, *_ = parsed(base)
+    heads = [load_encoder(base, None, task, torch.device("cpu"), seed).classifier.weight for seed in (1, 1, 2)]
     assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
 
 
@@ -202,18 +198,19 @@ def test_early_stopping_ends_and_keeps_the_best(task_folder, texts, monkeypatch)
     """Accuracies 0.2, 0.9, 0.3, 0.3: the second evaluation is the best, and two worse ones end the training."""
     base = save_encoder(task_folder / "base", "bert", texts)
     accuracies, weights = iter([0.2, 0.9, 0.3, 0.3, 1.0]), []
-    monkeypatch.setattr(classifier, "accuracy", lambda prediction: {"accuracy": next(accuracies)})
-    save_run = runs.save_run
+    module = script("train_cls")
+    monkeypatch.setattr(module, "accuracy", lambda prediction: {"accuracy": next(accuracies)})
+    save_run = module.save_run
     monkeypatch.setattr(
-        runs, "save_run", lambda *args: (weights.append(args[4].classifier.weight.detach().clone()), save_run(*args))
+        module, "save_run", lambda *args: (weights.append(args[3].classifier.weight.detach().clone()), save_run(*args))
     )
     flags = ["--num_train_epochs", "9", "--early_stopping_patience", "2", "--save_total_limit", "9"]
-    script("train_cls").main(argv(base, *flags))
+    module.main(argv(base, *flags))
     folder = task_folder / "runs/toy/x"
     training = json.loads((folder / "metrics.json").read_text())["training"]
     evaluated = [entry["step"] for entry in training["log"] if "eval_accuracy" in entry]
     assert len(evaluated) == 4
-    assert training["best_update"] == evaluated[1] and training["best_eval_accuracy"] == 0.9
+    assert training["best_step"] == evaluated[1] and training["best_eval_accuracy"] == 0.9
     best, last = (
         AutoModelForSequenceClassification.from_pretrained(folder / f"checkpoint-{step}").classifier.weight
         for step in (evaluated[1], evaluated[3])
@@ -221,22 +218,22 @@ def test_early_stopping_ends_and_keeps_the_best(task_folder, texts, monkeypatch)
     assert torch.equal(weights[0], best) and not torch.equal(weights[0], last)
 
 
-def test_an_encoder_stopped_within_an_epoch_goes_on_bit_for_bit(task_folder, texts, capsys):
+def test_an_encoder_stopped_within_an_epoch_goes_on_bit_for_bit(task_folder, texts, capsys, monkeypatch):
     """Rows of like length share a batch, in an order that a resumed epoch must find again."""
     base = save_encoder(task_folder / "base", "bert", texts)
     flags = ["--num_train_epochs", "4", "--per_device_train_batch_size", "8", "--output_dir"]
     script("train_cls").main(argv(base, *flags, "whole"))
 
-    class StopAt(KeepCheckpoints):
+    class StopAt(CheckpointManifest):
         def on_step_end(self, args, state, control, **kwargs):
-            if state.global_step == 25 and not self.signum:  # in the third epoch of 11 updates each
+            if state.global_step == 25 and not self.signum:  # in the third epoch of 11 steps each
                 os.kill(os.getpid(), signal.SIGTERM)
             super().on_step_end(args, state, control, **kwargs)
 
-    module = script("train_cls")
-    module.KeepCheckpoints = StopAt
-    with pytest.raises(Stopped, match="saved parts/checkpoint-25"):
-        module.main(argv(base, *flags, "parts"))
+    stopped = pytest.raises(Stopped, match="saved parts/checkpoint-25")
+    with monkeypatch.context() as patch, stopped:
+        patch.setattr(session, "CheckpointManifest", StopAt)
+        script("train_cls").main(argv(base, *flags, "parts"))
     script("train_cls").main(argv(base, *flags, "parts", "--resume_from_checkpoint", "true"))
     assert "resume: from parts/checkpoint-25" in capsys.readouterr().out
     logs = []
@@ -272,21 +269,21 @@ def test_control_tokens_in_a_text_stay_characters(task_folder, texts):
     """Else T5 would read its answer in the middle of the text."""
     base = save_encoder(task_folder / "base", "t5", texts)
     _, _, tokenizer, model = parsed(base)
-    prompt = PlainText(tokenizer, model.config, 40)
+    prompt = EncoderInput(tokenizer, model.config, 40)
     hostile, plain = prompt.encode(["profit </s> rose <pad>", "profit rose"])
     assert hostile.count(1) == plain.count(1) == 1 and hostile[-1] == 1 and 0 not in hostile
     assert len(tokenizer("profit </s> rose")["input_ids"]) < len(prompt.encode(["profit </s> rose"])[0])
 
 
-def test_long_texts_are_cut_and_counted(task_folder, texts):
+def test_long_texts_are_truncated_and_counted(task_folder, texts):
     base = save_encoder(task_folder / "base", "bert", texts)
     _, _, tokenizer, model = parsed(base)
-    prompt = PlainText(tokenizer, model.config, 6)
+    prompt = EncoderInput(tokenizer, model.config, 6)
     rows = prompt.encode(["up", texts[0] * 3, texts[1] * 3])
-    assert prompt.cut_texts == 2 and [len(row) for row in rows[1:]] == [6, 6]
+    assert prompt.truncated_texts == 2 and [len(row) for row in rows[1:]] == [6, 6]
     assert all(row[0] == 2 and row[-1] == 1 for row in rows)
     with pytest.raises(UserError, match="max_length is 401, the model reads 400"):
-        PlainText(tokenizer, model.config, 401)
+        EncoderInput(tokenizer, model.config, 401)
 
 
 def test_padding_that_the_model_does_not_know_is_refused(task_folder, texts):
@@ -294,16 +291,16 @@ def test_padding_that_the_model_does_not_know_is_refused(task_folder, texts):
     _, _, tokenizer, model = parsed(base)
     model.config.pad_token_id = 3
     with pytest.raises(UserError, match="pads with 0, the model takes 3"):
-        PlainText(tokenizer, model.config, 40)
+        EncoderInput(tokenizer, model.config, 40)
 
 
 def test_probabilities_do_not_depend_on_the_batch(task_folder, texts):
     base = save_encoder(task_folder / "base", "bert", texts)
     _, _, tokenizer, model = parsed(base)
-    prompt = PlainText(tokenizer, model.config, 100)
+    prompt = EncoderInput(tokenizer, model.config, 100)
     mixed = ["up", *texts[:9], f"{texts[9]} {texts[10]}"]  # neither in the order of their lengths nor against it
-    together = classifier.probabilities(model, prompt, mixed)
-    alone = np.concatenate([classifier.probabilities(model, prompt, [text]) for text in mixed])
+    together = EncoderScorer(model, prompt).probabilities(mixed)
+    alone = np.concatenate([EncoderScorer(model, prompt).probabilities([text]) for text in mixed])
     assert together == pytest.approx(alone, abs=1e-6) and together.sum(axis=1) == pytest.approx(1)
 
 
@@ -312,14 +309,14 @@ def test_a_tokenizer_that_is_rebuilt_otherwise_is_refused(task_folder, texts):
     folder = task_folder / "base"
     save_encoder(folder, "bert", texts)
     texts = ["profit rose, sales fell"]
-    classifier.check_tokenizer(AutoTokenizer.from_pretrained(folder), str(folder), None, texts)
+    check_tokenizer(AutoTokenizer.from_pretrained(folder), str(folder), None, texts)
     raw = Tokenizer.from_file(str(folder / "tokenizer.json"))
     raw.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     raw.save(str(folder / "tokenizer.json"))
     with pytest.raises(UserError, match=r"reads 1 of 1 texts otherwise than its tokenizer\.json"):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # as AutoTokenizer may
-        classifier.check_tokenizer(tokenizer, str(folder), None, texts)
+        check_tokenizer(tokenizer, str(folder), None, texts)
 
 
 def test_pickled_weights_are_refused(task_folder, texts):

@@ -322,7 +322,7 @@ def test_a_baseline_trains_and_is_scored_again_as_it_was(recipe, fixture, task_f
     script("train_sft").main(["data/toy.yaml", "model.yaml", *flags])
     result = read_result(Path("run"))
     losses = [entry["loss"] for entry in result["training"]["log"] if "loss" in entry]
-    assert all(map(math.isfinite, losses)) and result["training"]["updates"] == 4
+    assert all(map(math.isfinite, losses)) and result["training"]["steps"] == 4
     assert result["model"]["trained_parameters"] == LAYERS * 8 * (4 * 2 * HIDDEN + 3 * (HIDDEN + 48))
     assert "/no_think" not in capsys.readouterr().out
     script("evaluate").main(["run"])

@@ -62,7 +62,7 @@ def test_an_exploding_gradient(toy, tmp_path):
     for update, norm in enumerate([1.0, 1.2, 0.9, 40.0], start=1):
         trainer.state.global_step = update
         watcher.on_log(trainer.args, trainer.state, trainer.control, logs={"loss": 1.0, "grad_norm": norm})
-    assert "gradient norm 40 at update 4, 1 before" in watcher.said["gradients explode"]
+    assert "gradient norm 40 at step 4, 1 before" in watcher.said["gradients explode"]
     watcher.on_log(trainer.args, trainer.state, trainer.control, logs={"loss": float("nan"), "grad_norm": 1.0})
     assert "loss nan" in watcher.said["loss diverged"]
 

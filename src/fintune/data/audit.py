@@ -26,7 +26,7 @@ def audit(task: Task, data: TaskData) -> dict:
 
     Returns:
         rows: split -> label -> rows; repeats: kind -> rows that repeat an earlier one; leaked: kind -> test rows that
-        stand in train or validation too; contradictions: texts, once normalised, with several labels; odd: what ->
+        are in train or validation too; contradictions: texts, once normalised, with several labels; odd: what ->
         rows; characters: median and most of a text.
     """
     splits = {split: list(rows) for split, rows in data.splits.items()}
@@ -65,7 +65,7 @@ def _flat(splits: dict[str, list[dict]]) -> list[dict]:
 
 
 def check_leakage(task: Task, data: TaskData) -> None:
-    """Refuse to train where too much of the test split stands in training.
+    """Refuse to train where too much of the test split is in training too.
 
     Raises:
         UserError: more than the task's `max_leakage` of it, once case, links and punctuation are dropped.
@@ -73,7 +73,7 @@ def check_leakage(task: Task, data: TaskData) -> None:
     leaked = data.clean.count(False) / len(data.clean)
     if leaked > task.max_leakage:
         raise UserError(
-            f"{task.task}: {data.clean.count(False)} of {len(data.clean)} test rows ({leaked:.1%}) stand in training "
+            f"{task.task}: {data.clean.count(False)} of {len(data.clean)} test rows ({leaked:.1%}) are in training "
             f"or validation too, above max_leakage {task.max_leakage:g}; take them out of the test file, or state a "
             "higher `max_leakage` in the task's YAML (accuracy_clean leaves them out either way)"
         )
@@ -86,8 +86,8 @@ def lines(found: dict) -> list[str]:
     repeats = ", ".join(f"{count:,} {kind}" for kind, count in found["repeats"].items())
     odd = ", ".join(f"{count:,} hold {what}" for what, count in found["odd"].items() if count)
     return [
-        f"audit: of {rows:,} rows repeat an earlier one: {repeats}; {found['contradictions']:,} texts have two labels",
-        f"audit: of {sum(found['rows']['test'].values()):,} test rows stand in training or validation too: {leaked}",
+        f"audit: of {rows:,} rows some repeat an earlier one: {repeats}; {found['contradictions']:,} texts have two labels",
+        f"audit: of {sum(found['rows']['test'].values()):,} test rows some are in training or validation too: {leaked}",
         *([f"audit: {odd}"] if odd else []),
     ]
 

@@ -41,7 +41,7 @@ class TaskData:
     clean: list[bool]
 
     def class_weights(self, task: Task) -> list[float] | None:
-        """By label id rows / (labels x rows of the label), counted in the training split; None where not asked for."""
+        """By label id rows / (labels x rows of the label), counted in the training split; None where the task has none."""
         if task.class_weights is None:
             return None
         labels = np.asarray(self.splits["train"]["label"])
@@ -124,13 +124,13 @@ def _file_bytes(file: DataFile, path: Path) -> bytes:
         return _checked(file, path.read_bytes(), str(path))
     except (FileNotFoundError, IsADirectoryError) as error:
         place = (
-            "the folder FINTUNE_DATA lacks it" if os.environ.get("FINTUNE_DATA") else "mend `files` in the task's YAML"
+            "the folder FINTUNE_DATA lacks it" if os.environ.get("FINTUNE_DATA") else "fix `files` in the task's YAML"
         )
         raise UserError(f"{path}: no such file; {place}") from error
 
 
 def _hub_bytes(task: Task, file: DataFile) -> bytes:
-    """A file of the pinned revision, fetched up to three times where it comes cut, with an error or with other bytes.
+    """A file of the pinned revision, fetched up to three times where it comes incomplete, with an error or with other bytes.
 
     The Hub's client tries again by itself where it gets no answer or a busy one.
     """
@@ -147,7 +147,7 @@ def _hub_bytes(task: Task, file: DataFile) -> bytes:
                 force_download=tries_left < 2,
             )
             return _checked(file, _content(Path(local), member), where)
-        except Exception as error:  # each layer has kinds of its own: HTTP, a cut body, a bad archive, other bytes
+        except Exception as error:  # each layer has kinds of its own: HTTP, an incomplete body, a bad archive, other bytes
             answered = isinstance(error, HfHubHTTPError)
             refused = answered and error.response.status_code < 500
             unconnected = type(error).__name__ in (
@@ -200,16 +200,16 @@ def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
     rows = []
     for line, row_text, value in read(task, text, name):
         if not row_text.strip():
-            raise UserError(f"{name}:{line}: the text is empty; every row needs one, so mend or remove the row")
+            raise UserError(f"{name}:{line}: the text is empty; every row needs one, so fix or remove the row")
         if value.strip() not in ids:
             raise UserError(
-                f"{name}:{line}: label {value!r} is not among {list(task.labels)}; add it to `labels` or mend the row"
+                f"{name}:{line}: label {value!r} is not among {list(task.labels)}; add it to `labels` or fix the row"
             )
         rows.append({"text": row_text, "label": ids[value.strip()], "file": name, "line": line})
     if not rows:
         raise UserError(f"{name}: no rows below its header; give the file that holds them")
     if file.rows is not None and len(rows) != file.rows:
-        raise UserError(f"{name}: {len(rows)} rows, the task's YAML says {file.rows}; fetch it again, or mend `rows`")
+        raise UserError(f"{name}: {len(rows)} rows, the task's YAML says {file.rows}; fetch it again, or fix `rows`")
     return rows
 
 
@@ -219,7 +219,7 @@ def _read_at_lines(task: Task, text: str, name: str):
         row = row.removesuffix("\r")
         if row:
             if "@" not in row:
-                raise UserError(f"{name}:{line}: no `@` between text and label in {row[:60]!r}; mend the row")
+                raise UserError(f"{name}:{line}: no `@` between text and label in {row[:60]!r}; fix the row")
             row_text, _, value = row.rpartition("@")
             yield line, row_text, value
 
@@ -242,7 +242,7 @@ def _read_csv(task: Task, text: str, name: str):
         start = reader.line_num + 1
         for row in reader:
             if row and len(row) != len(header):
-                raise UserError(f"{name}:{start}: {len(row)} cells where the header has {len(header)}; mend the row")
+                raise UserError(f"{name}:{start}: {len(row)} cells where the header has {len(header)}; fix the row")
             if row:
                 yield start, row[columns[task.text_column]], row[columns[task.label_column]]
             start = reader.line_num + 1

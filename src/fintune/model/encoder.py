@@ -130,7 +130,7 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: str, revision: str
 
 
 def load_encoder(base: str, revision: str | None, task: Task, device: torch.device, seed: int) -> PreTrainedModel:
-    """The encoder in float32 with a new head whose outputs stand in the order of the task's labels.
+    """The encoder in float32 with a new head whose outputs are in the order of the task's labels.
 
     Args:
         seed: draws the head.

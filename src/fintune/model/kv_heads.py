@@ -15,7 +15,7 @@ def shareable(queries: int, old: int, heads: int) -> bool:
 def set_key_value_heads(model: PreTrainedModel, heads: int) -> None:
     """Give every attention layer that many key-value heads, in place.
 
-    More heads repeat each one, and the model computes the same function. Fewer are the means of the heads they stand
+    More heads repeat each one, and the model computes the same function. Fewer are the means of the heads they replace
     for (Ainslie et al. 2023, section 2.1), and the model must be trained on.
 
     Raises:

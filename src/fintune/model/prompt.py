@@ -158,7 +158,7 @@ def _user_turn(task: Task) -> jinja2.Template:
             f"{task.template}: no such template; write it, or set `template` in the task's YAML"
         ) from error
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"{task.template}:{error.lineno}: {error.message}; mend the template") from error
+        raise UserError(f"{task.template}:{error.lineno}: {error.message}; fix the template") from error
     if "text" not in variables or variables - {"text", "labels"}:
         raise UserError(f"{task.template}: uses {sorted(variables)}; it must use {{{{ text }}}} and may use labels")
     return environment.from_string(source)

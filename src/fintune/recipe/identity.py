@@ -1,4 +1,4 @@
-"""What makes two runs the same: asked before a resume, a skip and a pooling of seeds, and answered here alone.
+"""What makes two runs the same: the one answer for resuming, for skipping finished runs and for pooling seeds.
 
 A run's identity is a flat mapping of what can change its result. It is written into metrics.json and into every
 checkpoint's manifest. Two runs are the same where it is equal, and seeds of one recipe where only `seed` differs.

@@ -30,14 +30,14 @@ class Task:
 
     Attributes:
         labels: value in the data file -> name that the model answers with, in the order of the label ids.
-        files: split -> file. `all` is cut into train, validation and test; a missing validation is cut from train.
+        files: split -> file. `all` is split into train, validation and test; a missing validation is split off train.
         template: the user turn, a Jinja file.
         sample: invented rows that stand in where neither mirror nor Hub is there, for models that need no download.
-        split: seed and shares of what is cut.
+        split: seed, and shares of what is split off.
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
         train_share: share of the training rows that is trained on: of each class, chosen by hash, so that a
             smaller share lies within a larger one. Validation and test stay whole.
-        max_leakage: share of test rows that may stand in training or validation too before training is refused.
+        max_leakage: share of test rows that may be in training or validation too before training is refused.
         class_weights: "balanced" weighs a row's loss by the rarity of its class; unset, every row counts the same.
         log_texts: whether texts of rows may be sent to Weights & Biases.
     """
@@ -137,7 +137,7 @@ def make_task(values: dict, where: str) -> Task:
     values["split"] = split = {**SPLIT_DEFAULTS, **split}
     shares = [split["validation"], split["test"]]
     if not all(isinstance(share, int | float) and 0 < share < 1 for share in shares) or sum(shares) >= 1:
-        raise UserError(f"{where}: `split` cuts off {shares[0]!r} and {shares[1]!r}; two shares whose sum is below 1")
+        raise UserError(f"{where}: `split` takes {shares[0]!r} and {shares[1]!r}; give two shares whose sum is below 1")
     if not isinstance(values.get("log_texts", False), bool):
         raise UserError(f"{where}: `log_texts` is {values['log_texts']!r}; it takes true or false, without quotes")
     leakage = values.get("max_leakage", 0.05)

@@ -34,7 +34,7 @@ LOGIT_TRANSFORMS = (
 
 @dataclass
 class LabelTree:
-    """All labels as one tree of tokens; node 0 is the prompt's last token, the others are inputs behind it.
+    """All labels as one tree of tokens; node 0 is the prompt's last token, the others are inputs after it.
 
     Attributes:
         tokens: token id of nodes 1..n, parents first.
@@ -130,7 +130,7 @@ class LabelScorer:
                 if not start:
                     prefix = prompts[0][: common_prefix(prompts)]
                     cache = self._prefix_cache(prefix) if prefix else []
-                # one token more stands for a text, so that the whole of `prefix` may be shared
+                # one more token in place of a text, so that the whole of `prefix` may be shared
                 shared = common_prefix([*prompts, [*prefix, -1]])
                 known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in cache] if shared else []
                 for rows in self._batches(prompts, shared):

@@ -1,4 +1,4 @@
-"""What every kind of model is asked: one way to evaluate it and one way to calibrate it."""
+"""One interface for every kind of model, one way to evaluate it and one way to calibrate it."""
 
 import time
 from typing import Protocol

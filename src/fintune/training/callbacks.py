@@ -1,4 +1,4 @@
-"""Callbacks of a training: validation accuracy, and what the curves mean, said in one line while it still runs."""
+"""Callbacks of a training: validation accuracy, and one line on what its curves mean while it still runs."""
 
 import math
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ from fintune.model.prompt import Prompt
 from fintune.scoring.greedy import greedy_label_rate
 from fintune.scoring.label_scorer import LabelScorer
 
-EARLY = 100  # updates in which a run diverges, if it does
+EARLY = 100  # steps in which a run diverges, if it does
 JUMP = 1.5  # times the lowest loss so far
 EXPLODED = 20.0  # times the median gradient norm so far
 FLAT = 0.95  # times the first loss: what a first epoch that teaches nothing leaves of it
@@ -71,7 +71,7 @@ class CurveWatch(TrainerCallback):
     def on_log(self, args: TrainingArguments, state, control, logs=None, **kwargs):
         if "loss" not in logs:
             return
-        loss, norm, at = float(logs["loss"]), float(logs.get("grad_norm", 0.0)), f"at update {state.global_step}"
+        loss, norm, at = float(logs["loss"]), float(logs.get("grad_norm", 0.0)), f"at step {state.global_step}"
         remedy = f"lower learning_rate ({args.learning_rate:g}), or lengthen warmup_steps ({args.warmup_steps:g})"
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.say("loss diverged", f"loss {loss}, gradient norm {norm} {at}; {remedy}")
@@ -117,7 +117,7 @@ class CurveWatch(TrainerCallback):
         if thought.replace("<think>", "").strip():  # words after it, where an untrained model only repeats a token
             self.say(
                 "a reasoning chain",
-                f"asked for a label, the model answers {answers['first_miss'][:60]!r}; name a `chat_template_path` "
+                f"instead of a label the model answers {answers['first_miss'][:60]!r}; name a `chat_template_path` "
                 "that closes the think block, as templates/qwen3-chat.jinja does",
             )
         if args.neftune_noise_alpha:
@@ -159,7 +159,7 @@ def noisy(model: PreTrainedModel, alpha: float, length: float) -> Iterator[None]
 
 @contextmanager
 def memory_advice(args: TrainingArguments, quantized: bool | None = None) -> Iterator[None]:
-    """Train inside: what runs out of memory ends in one line with the setting to try.
+    """Train inside the block: running out of memory ends in one line with the setting to try.
 
     Args:
         quantized: whether the base is in 4 bits; None where there is no such way.
@@ -178,7 +178,7 @@ def memory_advice(args: TrainingArguments, quantized: bool | None = None) -> Ite
         if rows > 1:
             size, many = (rows // 2, 2 * steps) if rows % 2 == 0 else (1, rows * steps)
             halved = f"--per_device_train_batch_size {size} --gradient_accumulation_steps {many}"
-            ways.append(f"{halved} (the same rows an update)")
+            ways.append(f"{halved} (the same rows a step)")
         if not args.gradient_checkpointing:
             ways.append("--gradient_checkpointing true (a third slower)")
         if quantized is False:

@@ -1,4 +1,4 @@
-"""Checkpoints that count only when whole, and a run that stops on a signal without losing an update."""
+"""Checkpoints that count only when complete, and a run that stops on a signal without losing a step."""
 
 import json
 import re
@@ -22,7 +22,7 @@ MANIFEST = "manifest.json"
 
 
 class CheckpointManifest(TrainerCallback):
-    """Writes a manifest of every file's hash last, and turns a signal into a checkpoint after the current update."""
+    """Writes a manifest of every file's hash last, and turns a signal into a checkpoint after the current step."""
 
     def __init__(self, identity: dict):
         """
@@ -33,12 +33,12 @@ class CheckpointManifest(TrainerCallback):
         self.signum = None
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.world_size > 1:  # a signal reaches the processes at different updates, and all must save the same one
+        if args.world_size > 1:  # a signal reaches the processes at different steps, and all must save the same one
             self.signum = max(gather_object([self.signum or 0])) or None
         if self.signum:
             control.should_save = control.should_training_stop = True
 
-    on_evaluate = on_step_end  # which comes before the save of the same update
+    on_evaluate = on_step_end  # which comes before the save of the same step
 
     def on_epoch_end(self, args, state, control, **kwargs):
         if self.signum and state.epoch % 1:  # stopped within the epoch, and saved as it was there
@@ -50,7 +50,7 @@ class CheckpointManifest(TrainerCallback):
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         files = hashes(folder)
-        for name in (MANIFEST, f"{MANIFEST}.part"):  # of an earlier save of the same update
+        for name in (MANIFEST, f"{MANIFEST}.part"):  # of an earlier save of the same step
             files.pop(name, None)
         write_json(folder / MANIFEST, {"step": state.global_step, "identity": self.identity, "sha256": files})
 
@@ -83,7 +83,7 @@ def lock_folder(folder: Path, process_index: int = 0) -> None:
 
 @contextmanager
 def interruptible(trainer: Trainer, manifest: CheckpointManifest) -> Iterator[None]:
-    """Train inside: SIGTERM and SIGINT save and stop, a second one stops at once; NEFTune's hook never stays behind.
+    """Train inside the block: SIGTERM and SIGINT save and stop, a second one stops at once; NEFTune's hook is removed.
 
     Raises:
         Stopped: after the checkpoint was saved.
@@ -113,7 +113,7 @@ def checkpoint_to_resume(folder: Path, wanted: str | None, identity: dict) -> st
     """The newest complete checkpoint, each partial or damaged one skipped by name; None to start from nothing.
 
     Args:
-        wanted: `resume_from_checkpoint` as stated: a folder, `true` for the newest, `false` to begin anew.
+        wanted: `resume_from_checkpoint`: a folder, `true` for the newest, `false` to begin anew.
 
     Raises:
         UserError: the named checkpoint is damaged, the run changed since it was saved, or there is an unfinished run

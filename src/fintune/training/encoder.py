@@ -37,7 +37,7 @@ def label_logits(logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Te
 def loss_of(weights: list[float] | None, label_smoothing: float = 0.0):
     """A Trainer's `compute_loss_func`: cross-entropy, times the weight of the row's class where there are weights.
 
-    Summed and divided by the rows of the update, not of the micro-batch as in the models' own losses, so that
+    Summed and divided by the rows of the step, not of the micro-batch as in the models' own losses, so that
     gradient accumulation and several processes change nothing. Class weights average 1 over the training rows, so
     they leave the divisor alone.
     """

@@ -91,7 +91,7 @@ def _begins(sequences: list[torch.Tensor]) -> torch.Tensor:
 class CheapDropout(torch.nn.Dropout):
     """Dropout that draws 16 random bits an element on the CPU, where PyTorch draws 64 and takes 5 times as long.
 
-    `p` is met to 2^-17. LoRA's dropout, one mask for each of seven modules a layer, is a fifth of an update otherwise.
+    `p` is met to 2^-17. LoRA's dropout, one mask for each of seven modules a layer, is a fifth of a step otherwise.
     """
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -130,7 +130,7 @@ class SharedPrefixTrainer(SFTTrainer):
         self._signature_columns = ["input_ids", "labels", "weight"]  # other columns are removed
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy of label tokens, summed and divided by the update's label tokens, as TRL does.
+        """Cross-entropy of label tokens, summed and divided by the step's label tokens, as TRL does.
 
         Class weights average 1 over the training rows, so they multiply the sum and leave the divisor alone.
         """

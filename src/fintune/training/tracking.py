@@ -18,7 +18,7 @@ FINISH_SECONDS = 60  # for the upload of what is left when a run ends
 
 
 def open_run(recipe: Recipe) -> None:
-    """Open the run before the model loads, online or, said in one line, offline: no prompt, 22 seconds at most.
+    """Open the run before the model loads, online, or offline with one line that says why: no prompt, 22 seconds at most.
 
     The project comes from `WANDB_PROJECT` (default fintune), the group is the task, so that runs of one task compare
     in one workspace. The key comes from `WANDB_API_KEY` or ~/.netrc, never from a recipe or the command line.
@@ -92,9 +92,9 @@ def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
     run.summary.update({**scalars, f"{split}/accuracy_low": low, f"{split}/accuracy_high": high})
     if result["paper"]:
         run.summary["paper/accuracy"] = result["paper"]["accuracy"]
-    stated = {"recipe": dump_recipe(recipe), "data": result["data"], "base": result["model"]}
-    stated["machine"] = result["machine"]  # the commit too
-    run.config.update(stated, allow_val_change=True)
+    config = {"recipe": dump_recipe(recipe), "data": result["data"], "base": result["model"]}
+    config["machine"] = result["machine"]  # the commit too
+    run.config.update(config, allow_val_change=True)
     ids = {name: label for label, name in enumerate(task.names)}
     matrix = wandb.plot.confusion_matrix(
         y_true=[ids[row["label"]] for row in predictions],
@@ -113,7 +113,7 @@ def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
 def _finish() -> None:
     """Close the run, of a stopped training too, within `FINISH_SECONDS`.
 
-    W&B would wait without end for a server that errs; its own `finish_timeout` begins only behind what is queued.
+    W&B would wait without end for a server that errs; its own `finish_timeout` begins only after what is queued.
     """
     if wandb.run is None:
         return

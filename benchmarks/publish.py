@@ -1,0 +1,98 @@
+"""Write the figures of benchmarks/results/ into docs/: the same results give the same bytes.
+
+    .venv/bin/python benchmarks/publish.py intel-xeon-2-cores
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
+import measure
+
+from fintune.files import replace_block
+from fintune.results.tables import markdown_table
+
+DOCS = measure.ROOT / "docs"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", help="of the results: NAME.json of cpu.py, NAME-file.json, NAME-serve.json")
+    name = parser.parse_args().name
+    for mark, page, ending, table in (
+        ("stock", "speed.md", "", stock),
+        ("growth", "speed.md", "", growth),
+        ("file", "deployment.md", "-file", file),
+        ("serve", "deployment.md", "-serve", serve),
+    ):
+        path = measure.RESULTS / f"{name}{ending}.json"
+        report = json.loads(path.read_text(encoding="utf-8"))
+        lines = [f"{measured_on(report['machine'])} ([JSON](../benchmarks/results/{path.name})):", "", *table(report)]
+        replace_block(DOCS / page, mark, "\n".join(lines))
+        print(f"written: docs/{page}, {mark}")
+
+
+def measured_on(machine: dict) -> str:
+    where = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}"
+    return f"{where}, commit {(machine['git'] or 'unknown')[:12]}{'-dirty' * (machine['git'] or '').endswith('-dirty')}"
+
+
+def stock(report: dict) -> list[str]:
+    rows = [
+        [
+            row["what"],
+            row["way"],
+            row["against"],
+            f"{row['ours']:.1f}",
+            f"{row['stock']:.2f}",
+            f"{row['ratio']:.1f} x",
+            f"{row['peak_mib']:.0f}",
+            f"{row['peak_mib_stock']:.0f}",
+        ]
+        for row in report["ratios"]
+    ]
+    headers = ["what", "here", "against", "rows/s here", "rows/s there", "ratio", "peak MiB here", "peak MiB there"]
+    return markdown_table(headers, rows)
+
+
+def growth(report: dict) -> list[str]:
+    rows = [
+        [f"{row['rows']:,}", f"{row['rows_per_second']:,.0f}", f"{row['peak_mib']:.0f}"] for row in report["growth"]
+    ]
+    return markdown_table(["rows in one call", "rows/s", "peak MiB"], rows)
+
+
+def file(report: dict) -> list[str]:
+    counts, kills = report["counted"], len(report["killed_after_rows"])
+    same = len(set(report["sha256"])) == len(set(report["sha256_rejected"])) == 1
+    rows = [
+        ["rows", f"{report['rows']:,}"],
+        ["labelled", f"{counts['labelled']:,}"],
+        ["rejected, as generated", f"{counts['rejected']:,}"],
+        ["rows per second", f"{report['rows_per_second']:,.0f}"],
+        ["hours for a million rows", f"{1e6 / report['rows_per_second'] / 3600:.2f}"],
+        ["killed with SIGKILL", f"{kills} times"],
+        ["output after the kills", "the same bytes" if same else "other bytes"],
+        ["growth of resident memory from row 100,000 on", f"{report['growth']:+.1%}"],
+    ]
+    return markdown_table(["", "measured"], rows)
+
+
+def serve(report: dict) -> list[str]:
+    rows = [
+        [
+            str(row["clients"]),
+            f"{row['p50']:.1f}",
+            f"{row['p95']:.1f}",
+            f"{row['p99']:.1f}",
+            f"{row['per_second']:,.0f}",
+        ]
+        for row in report["loads"]
+    ]
+    return markdown_table(["clients", "median, ms", "95 %, ms", "99 %, ms", "headlines/s"], rows)
+
+
+if __name__ == "__main__":
+    main()
