@@ -46,7 +46,7 @@ def main(argv: list[str]) -> None:
     session.start(recipe, data, prompt.describe(train_dataset[0]))
 
     # The method: SFTTrainer adds NEFTune's noise (neftune_noise_alpha), PEFT the adapter, scaled by alpha / sqrt(r)
-    training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are ready: nothing to render, truncate or drop
+    training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are ready: nothing to render or drop
     collator = SharedPrefixCollator.of(run_args.batching, train_dataset, eval_dataset)
     trainer = (SharedPrefixTrainer if collator else SFTTrainer)(
         model=load_model(model_args, base, training_args.device, run_args.key_value_heads),

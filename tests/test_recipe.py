@@ -1,5 +1,6 @@
 """Every recipe parses, every mistake in one is named, and nothing is dropped in silence."""
 
+import json
 import re
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from trl import ModelConfig, SFTConfig
 
 from fintune.errors import UserError
 from fintune.machine import GPU_TIERS, check_disk, check_fits, choose_model
+from fintune.recipe.identity import differences
 from fintune.recipe.recipe import SftArguments, dump_recipe, parse_recipe
 
 TASKS = sorted(ROOT.glob("data/*.yaml"))
@@ -219,3 +221,47 @@ def test_a_recipe_that_would_never_end_is_refused(content, message, tmp_path):
     (tmp_path / "bomb.yaml").write_text(content)
     with pytest.raises(UserError, match=message):
         parse(tmp_path / "bomb.yaml")
+
+
+def test_help_lists_the_projects_own_keys_first_and_where_the_others_are_documented(task_folder):
+    for name, key in (("train_sft", "batching"), ("train_cls", "early_stopping_patience"), ("train_linear", "C")):
+        done = subprocess.run([sys.executable, ROOT / f"{name}.py", "--help"], capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        ours, _, rest = done.stdout.partition("Keys of a task")
+        assert f"  --{key}" in ours and "  --paper_row" in ours and rest
+    assert not (task_folder / "runs").exists()
+
+
+def test_a_recipe_of_another_script_is_refused_by_name(task_folder):
+    recipe = str(ROOT / "configs/baselines/bert-base.yaml")
+    with pytest.raises(UserError, match=r"bert-base.yaml: is a recipe of train_cls.py; run it with train_cls.py"):
+        script("train_sft").main(["data/toy.yaml", recipe])
+
+
+def test_two_runs_are_the_same_when_nothing_that_changes_a_result_differs(task_folder):
+    def identity(*more: str) -> dict:
+        return parse("data/toy.yaml", "small.yaml", *more).identity("0" * 64)
+
+    first = identity("--learning_rate", "2e-5")
+    assert json.loads(json.dumps(first)) == first
+    (task_folder / "over.yaml").write_text("learning_rate: 2e-5\n")  # a string to YAML
+    same = [
+        "--output_dir",
+        "elsewhere",
+        "--report_to",
+        "none",
+        "--gradient_checkpointing",
+        "true",
+        "--use_cpu",
+        "true",
+    ]
+    assert differences(first, parse("data/toy.yaml", "small.yaml", "over.yaml", *same).identity("0" * 64)) == []
+    for key, value in (("lora_r", "3"), ("seed", "7"), ("neftune_noise_alpha", "1")):
+        assert differences(first, identity("--learning_rate", "2e-5", f"--{key}", value)) == [key]
+    assert differences(first, parse("data/toy.yaml", "small.yaml", "over.yaml").identity("1" * 64)) == ["data"]
+    template = task_folder / "templates/toy.jinja"
+    template.write_text(template.read_text() + " Think.")
+    assert differences(first, identity("--learning_rate", "2e-5")) == ["template"]
+    toy = task_folder / "data/toy.yaml"
+    toy.write_text(toy.read_text() + "train_share: 0.5\n")
+    assert differences(first, identity("--learning_rate", "2e-5"), besides=("template",)) == ["train_share"]

@@ -13,7 +13,7 @@ from fintune.recipe.task import TASK_KEYS, Task
 # Flags that say where a run goes and how it is shown, not what it is: they stay out of recipe.yaml too
 PLACE_AND_DISPLAY = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "report_to", "use_cpu")
 # Recomputes activations instead of keeping them: the same gradients, so no reason to train again
-SAME_RESULT = ("gradient_checkpointing",)
+SAME_RESULT = ("gradient_checkpointing", "activation_checkpointing")
 # Of a task: what can change a result beyond the bytes of its files, which the data's hash covers
 TASK_IDENTITY = ("task", "labels", "text_column", "label_column", "train_share", "class_weights")
 

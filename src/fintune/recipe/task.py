@@ -137,7 +137,9 @@ def make_task(values: dict, where: str) -> Task:
     values["split"] = split = {**SPLIT_DEFAULTS, **split}
     shares = [split["validation"], split["test"]]
     if not all(isinstance(share, int | float) and 0 < share < 1 for share in shares) or sum(shares) >= 1:
-        raise UserError(f"{where}: `split` takes {shares[0]!r} and {shares[1]!r}; give two shares whose sum is below 1")
+        raise UserError(
+            f"{where}: `split` takes {shares[0]!r} and {shares[1]!r}; give two shares whose sum is below 1"
+        )
     if not isinstance(values.get("log_texts", False), bool):
         raise UserError(f"{where}: `log_texts` is {values['log_texts']!r}; it takes true or false, without quotes")
     leakage = values.get("max_leakage", 0.05)

@@ -18,7 +18,7 @@ FINISH_SECONDS = 60  # for the upload of what is left when a run ends
 
 
 def open_run(recipe: Recipe) -> None:
-    """Open the run before the model loads, online, or offline with one line that says why: no prompt, 22 seconds at most.
+    """Open the run before the model loads, online, or offline and one line says why: no prompt, at most 22 seconds.
 
     The project comes from `WANDB_PROJECT` (default fintune), the group is the task, so that runs of one task compare
     in one workspace. The key comes from `WANDB_API_KEY` or ~/.netrc, never from a recipe or the command line.
