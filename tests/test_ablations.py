@@ -140,7 +140,7 @@ def test_the_outcome_is_said_with_its_noise():
     none = ablation_report.verdict([recipe, variant("a", False), variant("b", False)])
     assert none == "None of 2 variants differs from the recipe by more than noise."
     said = ablation_report.verdict([recipe, variant("a", False), variant("b", True)])
-    assert said == "1 of 2 variants differ from the recipe by more than noise: b (+5.0 points)."
+    assert said == "1 of 2 variants differs from the recipe by more than noise: b (+5.0 points)."
 
 
 def test_runs_side_by_side_end_together_on_a_signal(tmp_path):

@@ -22,9 +22,11 @@ def draw(title: str, varied: set[str], variants: list[Variant], path: Path) -> N
     Args:
         varied: recipe keys that the sweep varies: they decide what is shown.
     """
-    panels = 1 if "train_share" in varied else 2
+    one_panel = "train_share" in varied
+    lines = bool({"num_train_epochs", "train_share", "lora_r"} & varied)
+    size = (6.75 if one_panel else 10, 4 if lines else min(4, 1.6 + 0.55 * len(variants)))  # inches
     with plt.rc_context(STYLE):
-        figure, axes = plt.subplots(1, panels, figsize=(3.5 + 3.25 * panels, 4), layout="constrained", squeeze=False)
+        figure, axes = plt.subplots(1, 1 if one_panel else 2, figsize=size, layout="constrained", squeeze=False)
         left, right = axes[0, 0], axes[0, -1]
         if "num_train_epochs" in varied:
             curves(variants, left, right)
@@ -35,7 +37,9 @@ def draw(title: str, varied: set[str], variants: list[Variant], path: Path) -> N
         else:
             accuracies(variants, left)
             costs(varied, variants, right)
-        models = " and ".join(dict.fromkeys(variant.model for variant in variants))
+        if lines:
+            figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=5)
+        models = ", ".join(dict.fromkeys(variant.model for variant in variants))
         task = variants[0].cell.runs[0].result["task"]
         figure.suptitle(f"{title}  ({models}, {task})", fontsize=12, wrap=True)
         write_whole(path, lambda place: figure.savefig(place, dpi=200, format="png", metadata={"Software": None}))
@@ -70,6 +74,8 @@ def costs(varied: set[str], variants: list[Variant], axes) -> None:
     for height, variant, value in zip(_heights(variants, axes), variants, values, strict=True):
         if value is not None:
             axes.plot([value], [height], "o", color=_colour(variant))
+    axes.tick_params(labelleft=False)  # as in the left panel
+    axes.locator_params(axis="x", nbins=6)
     axes.set_xlabel(title)
     axes.set_xlim(0, 1.08 * max([value for value in values if value is not None], default=1))
 
@@ -108,8 +114,6 @@ def by_rank(variants: list[Variant], left, right) -> None:
         axes.set_xscale("log", base=2)
         axes.set_xticks(ranks, [str(rank) for rank in ranks])
         axes.set(xlabel="rank", ylabel=title)
-        axes.margins(y=0.2)  # room for the legend
-        axes.legend(ncols=2)
 
 
 def by_rows(variants: list[Variant], axes) -> None:
@@ -125,21 +129,17 @@ def by_rows(variants: list[Variant], axes) -> None:
     axes.set_xticks(ticks, [f"{count:,}" for count in ticks])
     axes.minorticks_off()
     axes.set(xlabel="training rows", ylabel="accuracy, with 95 % interval")
-    axes.legend()
 
 
 def curves(variants: list[Variant], left, right) -> None:
     """Validation accuracy, and training and validation loss, against the epoch; of each variant's first seed."""
     for variant, colour in zip(variants, (BLUE, ORANGE, GREEN, PINK), strict=False):
         log = variant.cell.runs[0].result["training"]["log"]
-        name = f"{variant.model}, {variant.label}"
-        for axes, key in ((left, "eval_accuracy"), (right, "loss"), (right, "eval_loss")):
+        for axes, key, style in ((left, "eval_accuracy", "-"), (right, "loss", "-"), (right, "eval_loss", "--")):
             curve = [(entry["epoch"], float(entry[key])) for entry in log if key in entry]
             if curve:
-                style = "--" if key == "eval_loss" else "-"
-                kind = {"eval_loss": ", validation", "loss": ", training"}.get(key, "")
-                axes.plot(*zip(*curve, strict=True), style, color=colour, label=name + kind, linewidth=1.4)
+                label = f"{variant.model}, {variant.label}"
+                axes.plot(*zip(*curve, strict=True), style, color=colour, label=label, linewidth=1.4)
     left.set(xlabel="epoch", ylabel="validation accuracy")
     right.set(xlabel="epoch", ylabel="loss, nats per label token", yscale="log")
-    for axes in (left, right):
-        axes.legend()
+    right.set_title("solid: training, dashed: validation", fontsize=10)

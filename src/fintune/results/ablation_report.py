@@ -136,7 +136,7 @@ def section(sweep: dict, varied: set[str], variants: list[Variant], picture: Pat
     first = variants[0].cell.runs[0]
     ran = {"auto", *(variant.model for variant in variants)}
     absent = [f"`{model}`" for model in sweep["parameters"]["model"]["values"] if model not in ran]
-    models = " and ".join(f"`{model}`" for model in dict.fromkeys(variant.model for variant in variants))
+    models = ", ".join(f"`{model}`" for model in dict.fromkeys(variant.model for variant in variants))
     return [
         "",
         f"## {sweep['name']}",
@@ -174,11 +174,10 @@ def verdict(variants: list[Variant]) -> str:
         f"{variant.model + ', ' if many else ''}{variant.label} ({points(variant.pair.difference)} points)"
         for variant in real
     )
-    return (
-        f"{len(real)} of {len(tested_ones)} variants differ from the recipe by more than noise: {named}."
-        if len(real) < len(tested_ones)
-        else f"All of them differ from the recipe by more than noise: {named}."
-    )
+    if len(real) == len(tested_ones):
+        return f"All of them differ from the recipe by more than noise: {named}."
+    differ = "variants differ" if len(real) > 1 else "variants differs"
+    return f"{len(real)} of {len(tested_ones)} {differ} from the recipe by more than noise: {named}."
 
 
 def _form(number, form: str) -> str:
