@@ -23,6 +23,7 @@ from conftest import ROOT, write_task
 from rich.console import Console
 from rich.table import Table
 from tqdm.auto import tqdm
+from transformers.utils import logging
 
 from faults import checkpoints, disk, files, folders, headlines, hub, recipes, service, tracking, weights
 from faults.shared import Fault
@@ -117,6 +118,8 @@ def main() -> None:
     }
     target = args.write and args.write.resolve()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    logging.set_verbosity_error()  # of the weights that do not fit, transformers would print each
+    logging.disable_progress_bar()
     started, before = time.monotonic(), Path.cwd()
     with tempfile.TemporaryDirectory() as folder:
         os.chdir(folder)

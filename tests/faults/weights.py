@@ -10,7 +10,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from conftest import ROOT
 from safetensors.torch import load_file, save_file
+from transformers import BertConfig, BertModel, BertTokenizer
 
 from faults.shared import HEADLINES, Fault, good_run, script, succeed
 from fintune.deploy.classifier import Classifier
@@ -40,7 +42,10 @@ def foreign_weights(fault: Fault) -> None:
     torch.load(PAYLOAD, weights_only=False)
     assert sentinel.exists(), "the pickles would not run anything anywhere"
     sentinel.unlink()
-    ways = _ways(good_run(), _encoder_run(), sentinel)
+    runs = good_run(), _encoder_run()
+    for run in runs:  # as they are, they load
+        Classifier.from_pretrained(run)
+    ways = _ways(*runs, sentinel)
     for number in range(TRIES * len(ways)):
         how = list(ways)[number % len(ways)]
         source, spoil, may_pass = ways[how]
@@ -63,10 +68,16 @@ def foreign_weights(fault: Fault) -> None:
 
 
 def _encoder_run() -> Path:
-    from test_baselines import argv, save_encoder  # which loads every architecture
-
-    succeed(script("train_cls.py", *argv(save_encoder(Path("encoder"), "bert", HEADLINES))))
-    return Path("runs/toy/x")
+    """A BERT of one layer that was trained on the toy task by train_cls.py."""
+    words = sorted({word for text in HEADLINES for word in text.lower().split()})
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    BertModel(BertConfig(vocab_size=len(vocabulary), **sizes)).save_pretrained("encoder")
+    BertTokenizer(vocab=vocabulary).save_pretrained("encoder")
+    recipe, folder = str(ROOT / "configs/baselines/bert-base.yaml"), Path("classifier")
+    flags = ["--model_name_or_path", "encoder", "--num_train_epochs", "2", "--report_to", "none"]
+    succeed(script("train_cls.py", "data/toy.yaml", recipe, *flags, "--output_dir", str(folder)))
+    return folder
 
 
 def _match_hashes(run: Path, is_language_model: bool) -> None:
