@@ -6,6 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
@@ -254,7 +255,11 @@ def test_wandb_records_offline_with_texts_only_where_allowed(task_folder, train,
         (task_folder / "data/toy.yaml").write_text(text + f"log_texts: {str(allowed).lower()}\n")
         train([*TOY, "--report_to", "wandb", "--output_dir", f"run-{allowed}"])
         [folder] = list((task_folder / "wandb").glob("offline-run-*"))
-        content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+        for _ in range(60):  # W&B's service may still be writing when the run is closed
+            content = b"".join(path.read_bytes() for path in folder.rglob("*") if path.is_file())
+            if b"test/accuracy" in content:
+                break
+            time.sleep(0.5)
         [first, *_] = (task_folder / f"run-{allowed}/predictions.jsonl").read_text().splitlines()
         assert (json.loads(first)["text"].encode() in content) == allowed
         assert b"toy-small" in content
