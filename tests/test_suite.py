@@ -10,15 +10,13 @@ from conftest import ROOT, SMALL, script
 from transformers import TrainingArguments
 from trl import ModelConfig, SFTConfig
 
-import fintune
 from fintune import machine
 from fintune.data.load import load_data
 from fintune.errors import UserError
 from fintune.model.encoder import EncoderArguments
 from fintune.recipe.layers import read_layer, read_layers, read_task
 from fintune.recipe.recipe import SftArguments, parse_recipe
-from fintune.results import baselines
-from fintune.results.jobs import checkout
+from fintune.results import baselines, jobs
 from fintune.results.restore import SCORING
 from fintune.results.suite import Baseline, cannot_run, finished
 
@@ -147,10 +145,10 @@ def test_a_recipe_names_its_script(task_folder):
 
 
 def test_without_a_checkout_the_remedy_is_said(tmp_path, monkeypatch):
-    assert checkout() == ROOT
-    monkeypatch.setattr(fintune, "__file__", str(tmp_path / "lib/site-packages/fintune/__init__.py"))
+    assert jobs.checkout() == ROOT
+    monkeypatch.setattr(jobs, "__file__", str(tmp_path / "lib/site-packages/fintune/results/jobs.py"))
     with pytest.raises(UserError, match=r"clone the repository and run `pip install -e \.` there"):
-        checkout()
+        jobs.checkout()
 
 
 def test_every_baseline_goes_to_the_script_that_parses_it(monkeypatch):

@@ -8,7 +8,6 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import fintune
 from fintune.errors import UserError
 
 
@@ -18,7 +17,7 @@ def checkout() -> Path:
     Raises:
         UserError: fintune is installed without them.
     """
-    root = Path(fintune.__file__).parents[2]
+    root = Path(__file__).parents[3]  # above src/fintune/results
     if not (root / "train_sft.py").is_file():
         raise UserError(
             "fintune is installed without its training scripts; clone the repository and run `pip install -e .` there"
