@@ -13,7 +13,7 @@ RUN ?= runs/sentiment/tiny
 BIN := .venv/bin
 READY := .venv/installed
 
-.PHONY: help install ablations audit baselines bench compare serve test faults mutants lint wheel dashboard dependencies
+.PHONY: help install ablations audit baselines bench compare results serve test faults mutants lint wheel dashboard dependencies
 
 help: ## list the targets
 	@sed -n 's/^\([a-z%-]*\):.*## \(.*\)/\1|\2/p' Makefile | sed 's/%/<task>/' | while IFS='|' read -r target what; do \
@@ -30,6 +30,9 @@ baselines: $(READY) ## run every baseline that this machine can [TASKS="sentimen
 
 compare: $(READY) ## compare the runs: tables, paired tests, runs/report.html [ARGS="--readme README.md"]
 	@$(BIN)/fintune compare $(ARGS)
+
+results: $(READY) ## write the README's table and docs/results.md from the runs
+	@$(BIN)/fintune compare --readme README.md --results docs/results.md
 
 ablations: $(READY) ## answer the paper's open questions into docs/ablations.md [MODEL=tiny] [SEEDS=1]; resumes
 	@$(BIN)/fintune ablations --model $(MODEL) --seeds $(SEEDS) $(ARGS); status=$$?; [ $$status -gt 1 ] || \

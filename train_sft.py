@@ -11,7 +11,8 @@ from fintune.data.load import load_data
 from fintune.errors import run
 from fintune.model.load import load_model, load_tokenizer, model_summary, peft_config, whole_model
 from fintune.model.prompt import Prompt
-from fintune.model.tiny import TINY, build_tiny
+from fintune.model.tiny import build_tiny
+from fintune.recipe.layers import TINY
 from fintune.recipe.recipe import SftArguments, parse_recipe
 from fintune.results.folder import make_result, save_run
 from fintune.results.summary import print_result

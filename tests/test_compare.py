@@ -317,7 +317,7 @@ def runs(tmp_path):
 
 
 def test_it_writes_page_and_markdown(runs, capsys):
-    compare(runs, None, wandb=False)
+    compare(runs)
     out = capsys.readouterr().out
     assert "better" in out and "2 seeds" in out and "real at n = 60" in out
     text = (runs / "report.md").read_text()
@@ -328,32 +328,43 @@ def test_it_writes_page_and_markdown(runs, capsys):
 
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(UserError, match="no finished run to compare"):
-        compare(tmp_path, None, wandb=False)
+        compare(tmp_path)
+
+
+BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
 
 
 def test_readme_block(runs, tmp_path):
     readme = tmp_path / "README.md"
     before, after = "# Über\r\n\nkept <!-- other -->\n", "\n\nkept too, no newline at the end"
-    readme.write_bytes(f"{before}{tables.BEGIN}\nold{tables.END}{after}".encode())
-    compare(runs, readme, wandb=False)
+    readme.write_bytes(f"{before}{BEGIN}\nold{END}{after}".encode())
+    compare(runs, readme)
     once = readme.read_bytes()
-    compare(runs, readme, wandb=False)
+    compare(runs, readme)
     assert readme.read_bytes() == once
     text = once.decode()
-    assert text.startswith(before + tables.BEGIN) and text.endswith(tables.END + after) and "old" not in text
+    assert text.startswith(before + BEGIN) and text.endswith(END + after) and "old" not in text
     for said in ("mirror data", "sha256 abababababab", "Some CPU, 2 cores, no GPU", "| tiny |", "0.9833", "invented"):
         assert said in text, said
 
 
-@pytest.mark.parametrize(
-    "content", [None, "", tables.BEGIN, tables.END + tables.BEGIN, tables.BEGIN * 2 + tables.END], ids=repr
-)
+def test_the_results_page_holds_every_pair_and_the_commit(runs, tmp_path):
+    page = tmp_path / "docs/results.md"
+    compare(runs, results=page)
+    once = page.read_text()
+    for said in ("# Results", "commit ", "McNemar p", "Holm p", "| tiny |", "inside noise"):
+        assert said in once, said
+    compare(runs, results=page)
+    assert page.read_text() == once
+
+
+@pytest.mark.parametrize("content", [None, "", BEGIN, END + BEGIN, BEGIN * 2 + END], ids=repr)
 def test_readme_without_its_marks(runs, tmp_path, content):
     readme = tmp_path / "README.md"
     if content is not None:
         readme.write_text(content)
     with pytest.raises(UserError, match=re.escape(str(readme))):
-        compare(runs, readme, wandb=False)
+        compare(runs, readme)
     assert not (runs / "report.html").exists()  # said before anything is written
     assert content is None or readme.read_text() == content
 
@@ -379,8 +390,8 @@ def hostile_runs(tmp_path):
 
 def test_hostile_texts_stay_texts(hostile_runs, tmp_path, capsys):
     readme = tmp_path / "README.md"
-    readme.write_text(tables.BEGIN + tables.END)
-    compare(hostile_runs, readme, wandb=False)
+    readme.write_text(BEGIN + END)
+    compare(hostile_runs, readme)
     assert "\x1b" not in capsys.readouterr().out
     page = (hostile_runs / "report.html").read_text(encoding="utf-8")
     assert page.count("<script") == 2 and page.count("</script") == 2  # the data and our own
@@ -390,10 +401,10 @@ def test_hostile_texts_stay_texts(hostile_runs, tmp_path, capsys):
     assert {row[0] for row in group["rows"]["rows"]} >= set(HOSTILE)
     assert "<img" not in page and "<b>" not in page and html.escape("<b>broken") in page
     text = readme.read_text()
-    assert text.count(tables.END) == 1 and "<script" not in text
+    assert text.count(END) == 1 and "<script" not in text
     lines = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines[:4]}) == 1  # no name opens a column
-    compare(hostile_runs, readme, wandb=False)
+    compare(hostile_runs, readme)
     assert readme.read_text() == text
 
 
@@ -439,7 +450,7 @@ def browser():
 @pytest.mark.parametrize("width", [1280, 390])
 def test_page_in_a_browser(runs, browser, width):
     write_run(runs / "last", set(range(40)), name="last")
-    compare(runs, None, wandb=False)
+    compare(runs)
     browser.errors.clear(), browser.requests.clear()
     browser.size(width, 800, dark=width < 500, mobile=width < 500)
     browser.open(runs / "report.html")
@@ -487,7 +498,7 @@ def test_page_in_a_browser(runs, browser, width):
 
 @needs_chromium
 def test_hostile_texts_do_not_run(hostile_runs, browser):
-    compare(hostile_runs, None, wandb=False)
+    compare(hostile_runs)
     browser.errors.clear()
     browser.open(hostile_runs / "report.html")
     time.sleep(0.3)  # an onerror would come after load
@@ -501,7 +512,7 @@ def test_hostile_texts_do_not_run(hostile_runs, browser):
 @needs_chromium
 def test_a_script_that_got_into_the_page_would_be_refused(runs, browser):
     """The twin of the test before: its policy holds even where escaping fails, and the test sees what it would do."""
-    compare(runs, None, wandb=False)
+    compare(runs)
     page = (runs / "report.html").read_text(encoding="utf-8")
     leak = "<main><script>document.title = 'run'</script><img src=x onerror=\"document.title = 'run'\">"
     for name, broken in (("refused", page), ("runs", re.sub(r"<meta http-equiv[^>]*>", "", page))):

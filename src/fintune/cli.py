@@ -222,8 +222,9 @@ def audit(
 def compare(
     folder: Annotated[Path, argument("FOLDER", "Where runs are searched.")] = Path("runs"),
     readme: Annotated[
-        Path | None, option("FILE", "Also write the tables between this file's compare:begin and compare:end marks.")
+        Path | None, option("FILE", "Write a short table between this file's compare:begin and compare:end marks.")
     ] = None,
+    results: Annotated[Path | None, option("FILE", "Write all tables as a Markdown page.")] = None,
     wandb: Annotated[
         bool, flag("--wandb", "Also save a report in W&B; needs an account, and pip install 'fintune[report]'.")
     ] = False,
@@ -234,11 +235,11 @@ def compare(
 
     \b
     Example:
-      fintune compare runs --readme README.md
+      fintune compare runs --readme README.md --results docs/results.md
     """
     from fintune.results.compare import compare
 
-    compare(folder, readme, wandb)
+    compare(folder, readme, results, wandb)
 
 
 @app.command()

@@ -18,7 +18,6 @@ from huggingface_hub import snapshot_download
 from huggingface_hub.constants import HF_HOME
 from safetensors import safe_open
 from safetensors.torch import save_file
-from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
@@ -144,6 +143,8 @@ def fast_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     Raises:
         UserError: there is no such file, or it is no byte-fallback BPE without normalisation, as Baichuan2's is.
     """
+    from sentencepiece import sentencepiece_model_pb2  # of the extra `baichuan`
+
     proto = sentencepiece_model_pb2.ModelProto()
     try:
         proto.ParseFromString(path.read_bytes())

@@ -10,8 +10,6 @@ from fintune.model.prompt import NO_THINK
 from fintune.recipe.recipe import SftArguments
 from fintune.recipe.task import Task
 
-TINY = "tiny"  # the model_name_or_path that is built instead of loaded
-
 # Qwen3's own pre-tokeniser pattern and control tokens (Qwen/Qwen3-8B, tokenizer.json)
 SPLIT_PATTERN = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -7,6 +7,7 @@ import yaml
 from fintune.errors import UserError
 from fintune.recipe.task import TASK_KEYS, Task, absolute_paths, make_task
 
+TINY = "tiny"  # the model_name_or_path that is built instead of loaded
 LAYER_BYTES = 2**20  # of one YAML file; PyYAML needs minutes for 10 MiB
 
 

@@ -3,26 +3,27 @@
 from pathlib import Path
 
 from fintune.errors import UserError
-from fintune.files import write_text
+from fintune.files import check_block, write_text
 from fintune.results import tables
 from fintune.results.cells import compare_runs
 from fintune.results.page import html_page
 from fintune.results.publish import publish
 
 
-def compare(folder: Path, readme: Path | None, wandb: bool) -> None:
+def compare(folder: Path, readme: Path | None = None, results: Path | None = None, wandb: bool = False) -> None:
     """Print the tables and write `folder`/report.md and report.html.
 
     Args:
         folder: searched for runs; those on the same rows share a table.
-        readme: a file that gets the tables too, between its compare:begin and compare:end markers.
+        readme: a file that gets a short table between its compare:begin and compare:end marks.
+        results: a Markdown page that gets all tables of the models.
         wandb: also save a W&B report; needs the extra `report` and an account.
 
     Raises:
-        UserError: no finished run is found, `readme` lacks its markers, or W&B cannot be used.
+        UserError: no finished run is found, `readme` lacks its marks, or W&B cannot be used.
     """
     if readme:
-        tables.check_readme(readme)
+        check_block(readme, tables.MARK)
     groups, left_out = compare_runs(folder)
     if not groups:
         for left in left_out:
@@ -36,5 +37,7 @@ def compare(folder: Path, readme: Path | None, wandb: bool) -> None:
     print(f"open {folder / 'report.html'} in a browser ({len(page.encode()) / 2**20:.1f} MiB)")
     if readme:
         tables.update_readme(readme, groups)
+    if results:
+        tables.write_results(results, groups)
     if wandb:
         publish(groups)

@@ -9,7 +9,7 @@ from fintune.errors import UserError
 from fintune.model.encoder import EncoderArguments, EncoderInput
 from fintune.model.load import base_fingerprint, load_model, load_tokenizer, missing_model
 from fintune.model.prompt import Prompt
-from fintune.model.tiny import TINY
+from fintune.recipe.layers import TINY
 from fintune.recipe.recipe import Recipe, SftArguments, parse_recipe
 from fintune.results.verify import check_files, check_weights, read_result
 from fintune.scoring.encoder_scorer import EncoderScorer

@@ -6,12 +6,11 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fintune.errors import UserError
-from fintune.files import write_text
+from fintune.files import replace_block, write_text
 from fintune.results.cells import Cell, Group
 from fintune.results.runs import LeftOut, machine_of, number_at
 
-BEGIN, END = "<!-- compare:begin -->", "<!-- compare:end -->"
+MARK = "compare"  # of the block in the README
 RULE = (
     "A difference is called real when both tests say so at 5 %: exact McNemar, corrected by Holm over the table's "
     "pairs, and a bootstrap interval over rows (and seeds) that excludes zero. Everything else is inside noise."
@@ -202,7 +201,7 @@ def _matrix(group: Group) -> list[str]:
 
 def markdown_table(headers: list[str], rows: list[list[str]]) -> list[str]:
     words = ("run", "model", "pair", "verdict", "variant", "fault", "must hold", "lost", "measured", "")
-    marks = ["---" if header in words else "---:" for header in headers]
+    marks = ["---" if header in words or header.endswith("test rows") else "---:" for header in headers]
     lines = ["| " + " | ".join(map(_escape, line)) + " |" for line in (headers, *rows)]
     return [lines[0], f"|{'|'.join(marks)}|", *lines[1:]]
 
@@ -214,28 +213,49 @@ def _escape(text: str) -> str:
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
-def check_readme(path: Path) -> tuple[str, str]:
-    """A README's text before and after the block that is written, markers included.
-
-    Raises:
-        UserError: the file is missing, or does not hold each marker once, in order.
-    """
-    try:
-        content = path.read_bytes().decode("utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; give the README that holds {BEGIN} and {END}") from error
-    if content.count(BEGIN) != 1 or content.count(END) != 1 or content.index(BEGIN) > content.index(END):
-        raise UserError(f"{path}: put {BEGIN} and, below it, {END} on lines of their own, once each")
-    return content[: content.index(BEGIN) + len(BEGIN)], content[content.index(END) :]
-
-
 def update_readme(path: Path, groups: list[Group]) -> None:
-    """Write the tables of all but ablations between the markers: the same runs give the same bytes.
+    """Write a short table of the models' runs between a file's marks: the same runs give the same bytes.
 
     Raises:
-        UserError: as `check_readme`.
+        UserError: the file is missing or lacks the marks; see `check_block`.
     """
-    before, after = check_readme(path)
-    note = "<!-- written by `fintune compare --readme`; edits here are overwritten -->"
-    models = [group for group in groups if not group.first.study]
-    write_text(path, f"{before}\n{note}\n\n{markdown(models, [], pairs=False)}\n{after}")
+    parts = ["<!-- written by `fintune compare --readme`; edits here are overwritten -->", ""]
+    for group in models(groups):
+        parts += [
+            *markdown_table(*short_table(group)),
+            "",
+            f"*{_escape(heading(group))}, commit {commits(group)}.*",
+            "",
+        ]
+    replace_block(path, MARK, "\n".join(parts))
+
+
+def write_results(path: Path, groups: list[Group]) -> None:
+    """Write the models' tables with every pair as a page: the same runs give the same bytes."""
+    note = "<!-- written by `fintune compare --results`; edits here are overwritten -->"
+    found = ", ".join(sorted({commits(group) for group in models(groups)}))
+    head = f"# Results\n\n{note}\n\nAll runs are of commit {found}. [How to read them](method.md#comparison)."
+    write_text(path, f"{head}\n\n{markdown(models(groups), [])}")
+
+
+def models(groups: list[Group]) -> list[Group]:
+    """The groups without ablations."""
+    return [group for group in groups if not group.first.study]
+
+
+def commits(group: Group) -> str:
+    """The commits that the runs of a group were trained at."""
+    found = {(run.result.get("machine") or {}).get("git") or "unknown" for run in group.runs}
+    return " and ".join(sorted(f"{one[:12]}{'-dirty' * one.endswith('-dirty')}" for one in found))
+
+
+def short_table(group: Group) -> tuple[list[str], list[list[str]]]:
+    """Headers and rows of the README: what was reached, how fast, and what the paper reports."""
+    headers = [f"{group.task}, {group.rows:,} test rows", "accuracy (95 % interval)", "clean", "macro F1", "rows/s"]
+    rows = []
+    for cell in group.cells:
+        low, high = cell.interval
+        figures = [f"{cell.metric('accuracy'):.4f} ({low:.4f} to {high:.4f})"]
+        figures += [_text(cell.metric(key), ".4f") for key in ("accuracy_clean", "macro_f1")]
+        rows.append([cell.label, *figures, _speed(cell.metric("rows_per_second")), _text(cell.paper, ".4f")])
+    return [*headers, "the paper's accuracy"], rows
