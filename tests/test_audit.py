@@ -4,7 +4,7 @@ import pytest
 from conftest import ROOT, SMALL, script
 
 from fintune.cli import command
-from fintune.data import audit
+from fintune.data import audit, splits
 from fintune.data.load import load_data
 from fintune.errors import UserError
 from fintune.recipe.layers import read_layer
@@ -39,25 +39,24 @@ def planted(folder, **more) -> tuple:
 
 def test_each_planted_fault_is_counted(task_folder):
     found = audit.audit(*planted(task_folder))
-    normalised = "once case, links and punctuation are dropped"
     assert found["repeats"]["exact"] == 2  # rows[0] in training, rows[3] in the test
-    assert found["repeats"][normalised] == 4  # and two of the three `sold`
+    assert found["repeats"]["normalised"] == 4  # and two of the three `sold`
     assert found["leaked"]["exact"] == 1
-    assert found["leaked"][normalised] == 2
-    assert found["leaked"]["nearly"] >= 2
+    assert found["leaked"]["normalised"] == 2
+    assert found["leaked"]["near"] >= 2
     assert found["contradictions"] == 1
     odd = {what.split(" ")[0]: count for what, count in found["odd"].items()}
-    assert odd == {"what": 1, "HTML": 1, "control": 1, "zero-width": 1, "the": 1, "nothing": 1}
+    assert odd == {"possible": 1, "HTML": 1, "control": 1, "zero-width": 1, "the": 1, "nothing": 1}
     assert sum(sum(counts.values()) for counts in found["rows"].values()) == 34
-    assert "audit: of 4 test rows stand in training or validation too: 1 exact, 2 once" in "\n".join(
-        audit.lines(found)
-    )
+    said = "\n".join(audit.lines(found))
+    assert "audit: 1 (2 ignoring case, links and punctuation; " in said
+    assert " of 4 test rows are in training or validation too" in said
 
 
 def test_a_leak_stops_training_unless_the_task_allows_it(task_folder):
     planted(task_folder)
     argv = ["data/leaky.yaml", "small.yaml", *SMALL]
-    with pytest.raises(UserError, match=r"2 of 4 test rows \(50\.0%\) stand in training .*above max_leakage 0\.05"):
+    with pytest.raises(UserError, match=r"2 of 4 test rows \(50\.0%\) are in training .*above max_leakage 0\.05"):
         script("train_sft").main(argv)
     with pytest.raises(UserError, match="above max_leakage"):
         command(["audit", "data/leaky.yaml"])
@@ -84,3 +83,10 @@ def test_it_looks_at_the_shipped_samples(capsys, monkeypatch):
     for name in ("sentiment", "topic"):
         command(["audit", f"data/{name}.yaml"])
         assert f"{name}: rows by label" in capsys.readouterr().out
+
+
+def test_near_duplicates_are_searched_once_for_splits_and_audit(task_folder, monkeypatch):
+    calls, search = [], splits.near_pairs
+    monkeypatch.setattr(splits, "near_pairs", lambda texts, *more: calls.append(len(texts)) or search(texts, *more))
+    audit.audit(*planted(task_folder))
+    assert len(calls) == 1

@@ -13,11 +13,11 @@ from fintune.errors import UserError
 from fintune.recipe.task import Task
 
 ODD = {  # what a text holds, by a pattern that finds it
-    "what may be garbled (such as + or - before a character beyond ASCII)": r"[+-][^\x00-\x7f]|\ufffd|Ã.|â€",
+    "possible encoding damage (such as + or - before a character beyond ASCII)": r"[+-][^\x00-\x7f]|\ufffd|Ã.|â€",
     "HTML entities": r"&(?:amp|lt|gt|quot|apos|nbsp|#\d+);",
     "control characters": r"[\x00-\x08\x0b-\x1f\x7f-\x9f]",
     "zero-width or bidirectional characters": r"[\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff]",
-    "the beginning of a spreadsheet's formula": r"^[=+\-@\t\r]",
+    "the beginning of a spreadsheet formula": r"^[=+\-@\t\r]",
 }
 
 
@@ -34,18 +34,18 @@ def audit(task: Task, data: TaskData) -> dict:
     at = np.repeat(list(splits), [len(rows) for rows in splits.values()])
     keys = {
         "exact": texts,
-        "once case, links and punctuation are dropped": [normalise(text) for text in texts],
-        "nearly": [row["cluster"] for row in _flat(splits)],
+        "normalised": [normalise(text) for text in texts],
+        "near": [row["cluster"] for row in _flat(splits)],
     }
     labels_of = defaultdict(set)
-    for key, rows in zip(keys["once case, links and punctuation are dropped"], _flat(splits), strict=True):
+    for key, rows in zip(keys["normalised"], _flat(splits), strict=True):
         labels_of[key].add(rows["label"])
     leaked = {}
     for kind, found in keys.items():
         seen = {key for key, split in zip(found, at, strict=True) if split != "test"}
         leaked[kind] = sum(key in seen for key, split in zip(found, at, strict=True) if split == "test")
     odd = {what: sum(bool(re.search(pattern, text)) for text in texts) for what, pattern in ODD.items()}
-    odd["nothing once links are dropped"] = sum(not normalise(URL.sub(" ", text)) for text in texts)
+    odd["nothing but links"] = sum(not normalise(URL.sub(" ", text)) for text in texts)
     lengths = [len(text) for text in texts]
     return {
         "rows": {
@@ -80,16 +80,20 @@ def check_leakage(task: Task, data: TaskData) -> None:
 
 
 def lines(found: dict) -> list[str]:
-    """The report as lines, for what prints before training."""
-    rows = sum(sum(counts.values()) for counts in found["rows"].values())
-    leaked = ", ".join(f"{count:,} {kind}" for kind, count in found["leaked"].items())
-    repeats = ", ".join(f"{count:,} {kind}" for kind, count in found["repeats"].items())
-    odd = ", ".join(f"{count:,} hold {what}" for what, count in found["odd"].items() if count)
+    """The report as sentences, for what prints before training."""
+    rows, test = sum(sum(counts.values()) for counts in found["rows"].values()), sum(found["rows"]["test"].values())
+    odd = ", ".join(f"{count:,} rows hold {what}" for what, count in found["odd"].items() if count)
     return [
-        f"audit: of {rows:,} rows some repeat an earlier one: {repeats}; {found['contradictions']:,} texts have two labels",
-        f"audit: of {sum(found['rows']['test'].values()):,} test rows some are in training or validation too: {leaked}",
+        f"audit: {_by_kind(found['repeats'])} of {rows:,} rows repeat an earlier one; "
+        f"{found['contradictions']:,} texts have two labels",
+        f"audit: {_by_kind(found['leaked'])} of {test:,} test rows are in training or validation too",
         *([f"audit: {odd}"] if odd else []),
     ]
+
+
+def _by_kind(counts: dict[str, int]) -> str:
+    exact, normalised, near = counts.values()
+    return f"{exact:,} ({normalised:,} ignoring case, links and punctuation; {near:,} counting near-duplicates)"
 
 
 def show(task: Task, found: dict) -> None:

@@ -41,7 +41,7 @@ class TaskData:
     clean: list[bool]
 
     def class_weights(self, task: Task) -> list[float] | None:
-        """By label id rows / (labels x rows of the label), counted in the training split; None where the task has none."""
+        """By label id rows / (labels x rows of the label) of the training split; None where the task wants none."""
         if task.class_weights is None:
             return None
         labels = np.asarray(self.splits["train"]["label"])
@@ -130,7 +130,7 @@ def _file_bytes(file: DataFile, path: Path) -> bytes:
 
 
 def _hub_bytes(task: Task, file: DataFile) -> bytes:
-    """A file of the pinned revision, fetched up to three times where it comes incomplete, with an error or with other bytes.
+    """A file of the pinned revision, fetched up to three times where it comes incomplete or with other bytes.
 
     The Hub's client tries again by itself where it gets no answer or a busy one.
     """
@@ -147,7 +147,7 @@ def _hub_bytes(task: Task, file: DataFile) -> bytes:
                 force_download=tries_left < 2,
             )
             return _checked(file, _content(Path(local), member), where)
-        except Exception as error:  # each layer has kinds of its own: HTTP, an incomplete body, a bad archive, other bytes
+        except Exception as error:  # HTTP, an incomplete body, a bad archive, other bytes: each a kind of its own
             answered = isinstance(error, HfHubHTTPError)
             refused = answered and error.response.status_code < 500
             unconnected = type(error).__name__ in (

@@ -94,8 +94,7 @@ def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict
     """
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    from fintune.recipe.layers import TINY
-    from fintune.recipe.layers import read_layer
+    from fintune.recipe.layers import TINY, read_layer
 
     causal, test = result["script"] == "train_sft.py", result["test"]
     invented = result["data"]["source"] == "sample"

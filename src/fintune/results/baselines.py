@@ -11,8 +11,7 @@ import yaml
 
 from fintune.data.load import load_data
 from fintune.errors import UserError
-from fintune.recipe.layers import TINY
-from fintune.recipe.layers import merge_layers, read_layer, read_task
+from fintune.recipe.layers import TINY, merge_layers, read_layer, read_task
 from fintune.results.jobs import Job, checkout, run_all
 from fintune.results.suite import Baseline, cannot_read, cannot_run, finished
 

@@ -10,9 +10,8 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, Lo
 from fintune import machine
 from fintune.data.load import TaskData
 from fintune.errors import UserError
-from fintune.recipe.layers import TINY
 from fintune.recipe.identity import identity
-from fintune.recipe.layers import read_layer
+from fintune.recipe.layers import TINY, read_layer
 from fintune.recipe.task import TASK_KEYS, make_task
 
 TRAINING_SCRIPTS = ("train_linear.py", "train_cls.py", "train_sft.py")
