@@ -152,7 +152,7 @@ TASKS = {
     "same name": ({"labels": {"a": "Up", "b": "Up"}}, "repeated name"),
     "unknown split": ({"files": {"dev": "toy.csv"}}, r"names \['dev'\]"),
     "all and train": ({"files": {"all": "toy.csv", "train": "toy.csv"}}, r"names \['all', 'train'\]"),
-    "share that is no number": ({"split": {"test": "10%"}}, "cuts off 0.1 and '10%'"),
+    "share that is no number": ({"split": {"test": "10%"}}, "takes 0.1 and '10%'"),
     "shares of more than all": ({"split": {"test": 0.6, "validation": 0.5}}, "below 1"),
     "a string for a switch": ({"log_texts": "no"}, "takes true or false"),
     "unknown file key": ({"files": {"all": {"path": "x", "sha": "y"}}}, "sha256"),
