@@ -1,18 +1,24 @@
-"""Write the figures of benchmarks/results/ into docs/: the same results give the same bytes.
+"""Write the figures of benchmarks/results/ into docs/, and a run's output into the README.
 
-    .venv/bin/python benchmarks/publish.py intel-xeon-2-cores
+    .venv/bin/python benchmarks/publish.py intel-xeon-2-cores [--run runs/sentiment/tiny]
+
+The same results give the same bytes.
 """
 
 import argparse
+import io
 import json
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
 import measure
 
 from fintune.files import replace_block
+from fintune.results.summary import print_result
 from fintune.results.tables import markdown_table
+from fintune.results.verify import read_result
 
 DOCS = measure.ROOT / "docs"
 
@@ -20,7 +26,13 @@ DOCS = measure.ROOT / "docs"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("name", help="of the results: NAME.json of cpu.py, NAME-file.json, NAME-serve.json")
-    name = parser.parse_args().name
+    parser.add_argument("--run", type=Path, help="a run whose closing table goes into the README")
+    args = parser.parse_args()
+    name = args.name
+    if args.run:
+        with redirect_stdout(io.StringIO()) as said:
+            print_result(read_result(args.run))
+        replace_block(measure.ROOT / "README.md", "run", f"```\n{said.getvalue().strip()}\n```")
     for mark, page, ending, table in (
         ("stock", "speed.md", "", stock),
         ("growth", "speed.md", "", growth),
@@ -36,7 +48,9 @@ def main() -> None:
 
 def measured_on(machine: dict) -> str:
     where = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}"
-    return f"{where}, commit {(machine['git'] or 'unknown')[:12]}{'-dirty' * (machine['git'] or '').endswith('-dirty')}"
+    return (
+        f"{where}, commit {(machine['git'] or 'unknown')[:12]}{'-dirty' * (machine['git'] or '').endswith('-dirty')}"
+    )
 
 
 def stock(report: dict) -> list[str]:
