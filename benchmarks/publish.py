@@ -17,7 +17,7 @@ import measure
 
 from fintune.files import replace_block
 from fintune.results.summary import print_result
-from fintune.results.tables import markdown_table
+from fintune.results.tables import commit_of, markdown_table
 from fintune.results.verify import read_result
 
 DOCS = measure.ROOT / "docs"
@@ -48,9 +48,7 @@ def main() -> None:
 
 def measured_on(machine: dict) -> str:
     where = machine["gpu"] or f"{machine['cores']} cores of {machine['processor']}"
-    return (
-        f"{where}, commit {(machine['git'] or 'unknown')[:12]}{'-dirty' * (machine['git'] or '').endswith('-dirty')}"
-    )
+    return f"{where}, commit {commit_of(machine)}"
 
 
 def stock(report: dict) -> list[str]:

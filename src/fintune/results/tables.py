@@ -245,8 +245,13 @@ def models(groups: list[Group]) -> list[Group]:
 
 def commits(group: Group) -> str:
     """The commits that the runs of a group were trained at."""
-    found = {(run.result.get("machine") or {}).get("git") or "unknown" for run in group.runs}
-    return " and ".join(sorted(f"{one[:12]}{'-dirty' * one.endswith('-dirty')}" for one in found))
+    return " and ".join(sorted({commit_of(run.result.get("machine") or {}) for run in group.runs}))
+
+
+def commit_of(machine: dict) -> str:
+    """The commit of a result's `machine`, shortened; a changed working tree is said."""
+    commit = machine.get("git") or "unknown"
+    return commit[:12] + "-dirty" * commit.endswith("-dirty")
 
 
 def short_table(group: Group) -> tuple[list[str], list[list[str]]]:
