@@ -137,8 +137,8 @@ def fast_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The SentencePiece vocabulary `tokenizer.model` as a fast tokenizer with the same ids.
 
     Its user-defined pieces of several characters (runs of spaces, `<reserved_106>`, ...) are found before anything is
-    merged, as in SentencePiece; inside a headline the visible ones stay plain characters (see fintune/model/prompt.py). It
-    has no bos_token: Baichuan2 was trained without (`add_bos_token: false`).
+    merged, as in SentencePiece; inside a headline the visible ones stay plain characters (see model/prompt.py). It has no
+    bos_token: Baichuan2 was trained without (`add_bos_token: false`).
 
     Raises:
         UserError: there is no such file, or it is no byte-fallback BPE without normalisation, as Baichuan2's is.
