@@ -137,7 +137,7 @@ def fast_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     """The SentencePiece vocabulary `tokenizer.model` as a fast tokenizer with the same ids.
 
     Its user-defined pieces of several characters (runs of spaces, `<reserved_106>`, ...) are found before anything is
-    merged, as in SentencePiece; inside a headline the visible ones stay plain characters (see model/prompt.py). It has no
+    merged, as in SentencePiece; inside a headline the visible ones stay plain characters (model/prompt.py). It has no
     bos_token: Baichuan2 was trained without (`add_bos_token: false`).
 
     Raises:
