@@ -19,6 +19,7 @@ from faults.shared import (
     outcome,
     reference,
     start,
+    succeed,
     train,
     wait_for,
     wait_for_line,
@@ -61,7 +62,7 @@ def _while_the_result_is_saved(fault: Fault, room: int) -> None:
     expected = reference()
     with _small_disk(8192) as disk:
         folder, flags = disk / "run", ["--save_strategy", "no"]
-        finish(train(folder, *flags, "--seed", "7"))
+        succeed(train(folder, *flags, "--seed", "7"))
         older = {path: sha256(path) for path in folder.iterdir() if path.is_file()}
         process = train(folder, *flags)
         begun = wait_for_line(process, "trains ")
