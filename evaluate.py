@@ -10,6 +10,7 @@ this folder, see src/fintune/scoring/metrics.py.)
 import argparse
 from pathlib import Path
 
+from fintune import machine
 from fintune.data.load import SPLITS, load_data
 from fintune.errors import UserError, run
 from fintune.model.load import load_model, load_tokenizer, model_summary
@@ -18,10 +19,10 @@ from fintune.recipe.recipe import parse_recipe
 from fintune.results.folder import make_result, save_result
 from fintune.results.restore import ARGUMENTS, SCORING, load_scorer, read_recipe
 from fintune.results.summary import print_result
-from fintune.results.verify import check_weights, read_result
+from fintune.results.verify import verified_result
 from fintune.scoring.label_scorer import LabelScorer
 from fintune.scoring.scorer import evaluate
-from fintune.training import session, tracking
+from fintune.training import tracking
 
 
 def main(argv: list[str]) -> None:
@@ -38,18 +39,20 @@ def main(argv: list[str]) -> None:
 
 def trained_run(folder: Path, split: str, flags: list[str]) -> None:
     """Score a run with the temperature that was fitted when it was trained."""
-    trained = read_result(folder)
-    check_weights(folder, trained)
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such run; to score a model that was not trained here, add --task data/X.yaml")
+    trained = verified_result(folder)
     recipe = read_recipe(folder, trained["script"], flags)
     recipe.name = trained["name"]
-    session.check_machine(recipe, trained["model"]["base"])
+    machine.check_fits(trained["model"]["base"], recipe.run_args.min_gpu_gib, recipe.training_args.use_cpu)
     data = load_data(recipe.task, allow_sample=trained["data"]["source"] == "sample")
     if trained["data"]["sha256"] != data.sha256:
         raise UserError(
             f"{folder}: trained on {trained['data']['source']} data {trained['data']['sha256'][:12]}, found now is "
             f"{data.source} data {data.sha256[:12]}; set FINTUNE_DATA as it was, or train again"
         )
-    scorer = load_scorer(folder, recipe)
+    tracking.open_run(recipe)
+    scorer = load_scorer(folder, trained, recipe)
     metrics, predictions = evaluate(scorer, recipe.task, data, trained["calibration"]["temperature"], split)
 
     result = make_result(recipe, data, metrics, split)
@@ -58,6 +61,7 @@ def trained_run(folder: Path, split: str, flags: list[str]) -> None:
     suffix = ("" if split == "test" else f"-{split}") + ("-flags" if flags else "")
     save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe
     print_result(result)
+    tracking.log_result(recipe, result, predictions)
 
 
 def zero_shot(model_name: str, task_path: str, split: str, flags: list[str]) -> None:
@@ -66,7 +70,7 @@ def zero_shot(model_name: str, task_path: str, split: str, flags: list[str]) -> 
     recipe = parse_recipe(words, *ARGUMENTS["train_sft.py"])
     recipe.name = f"{Path(model_name).name.lower()}-zero-shot"
     training_args, model_args = recipe.training_args, recipe.model_args
-    session.check_machine(recipe, model_name)
+    machine.check_fits(model_name, recipe.run_args.min_gpu_gib, training_args.use_cpu)
     data = load_data(recipe.task)
     tracking.open_run(recipe)
     tokenizer = load_tokenizer(model_name, model_args.model_revision, training_args.chat_template_path)

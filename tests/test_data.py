@@ -16,7 +16,7 @@ from conftest import ROOT
 from fintune.data import load as load_module
 from fintune.data import splits as splits_module
 from fintune.data.load import load_data
-from fintune.data.splits import near_duplicates, normalise
+from fintune.data.splits import clusters, near_pairs, normalise
 from fintune.errors import UserError
 from fintune.recipe.task import DataFile, absolute_paths, make_task
 
@@ -51,14 +51,18 @@ def test_more_rows_move_few_of_the_others(task_folder):
     assert sum(after[text] != split for text, split in before.items()) <= 4
 
 
+def near_duplicates(texts: list[str]):
+    return clusters(near_pairs(texts), len(texts))
+
+
 def test_near_duplicates_stay_on_one_side(task_folder, monkeypatch):
     texts = [
         f"Company {name} said that its operating profit rose to EUR {number} mn from EUR {number + 3} mn a year ago"
         for name in ("Alder", "Birch", "Cedar", "Elm", "Fir", "Hazel", "Larch", "Maple")
         for number in range(8)
     ]
-    clusters = near_duplicates(texts)
-    assert len(set(clusters)) == 1  # one sentence, other names and numbers
+    found = near_duplicates(texts)
+    assert len(set(found)) == 1  # one sentence, other names and numbers
     assert len(set(near_duplicates(["profit rose", "Profit ROSE! https://x.y/z", "a merger", "x"]))) == 3
     toy = [line.rpartition(",")[0] for line in (task_folder / "data/toy.csv").read_text().splitlines()[1:]]
     whole = near_duplicates(toy)

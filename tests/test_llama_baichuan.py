@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, SMALL, script
 from huggingface_hub.errors import GatedRepoError
 from safetensors.torch import load_file, save_file
+from sentencepiece import sentencepiece_model_pb2
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, processors
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from trl import ModelConfig
@@ -256,7 +257,7 @@ def llama(tmp_path, headlines) -> Path:
     folder = tmp_path / "llama-tiny"
     folder.mkdir()
     train_sentencepiece(headlines, folder / "tokenizer")
-    proto = baichuan.sentencepiece_model_pb2.ModelProto()
+    proto = sentencepiece_model_pb2.ModelProto()
     proto.ParseFromString((folder / "tokenizer.model").read_bytes())
     pieces = {piece.piece: number for number, piece in enumerate(proto.pieces)}
     tokenizer = Tokenizer(

@@ -265,3 +265,33 @@ def test_two_runs_are_the_same_when_nothing_that_changes_a_result_differs(task_f
     toy = task_folder / "data/toy.yaml"
     toy.write_text(toy.read_text() + "train_share: 0.5\n")
     assert differences(first, identity("--learning_rate", "2e-5"), besides=("template",)) == ["train_share"]
+
+
+def test_the_order_of_labels_and_the_encoding_of_files_tell_runs_apart_but_not_what_is_only_shown(task_folder):
+    def identity(yaml_text: str, *more: str) -> dict:
+        (task_folder / "data/toy.yaml").write_text("task: toy\n" + yaml_text)
+        return parse("data/toy.yaml", "small.yaml", *more).identity("0" * 64)
+
+    rest = "files: {all: toy.csv}\n"
+    first = identity("labels: [Up, Up or down, Down]\n" + rest)
+    assert differences(first, identity("labels: [Down, Up or down, Up]\n" + rest)) == ["labels"]
+    other = "files: {all: {path: toy.csv, encoding: latin-1}}\n"
+    assert differences(first, identity("labels: [Up, Up or down, Down]\n" + other)) == ["encodings"]
+    shown = ["--logging_steps", "7", "--run_name", "mine", "--save_total_limit", "9", "--paper_row", "bert"]
+    assert differences(first, identity("labels: [Up, Up or down, Down]\n" + rest, *shown)) == []
+
+
+def test_a_prompt_edited_during_training_does_not_change_what_the_run_was(task_folder):
+    recipe = parse("data/toy.yaml", "small.yaml")
+    before = recipe.identity("0" * 64)
+    (task_folder / "templates/toy.jinja").write_text("Other words: {{ text }}")
+    assert recipe.identity("0" * 64) == before
+
+
+def test_an_encoder_and_a_linear_model_need_no_prompt(task_folder):
+    (task_folder / "templates/toy.jinja").unlink()
+    recipe = ["data/toy.yaml", str(ROOT / "configs/baselines/majority.yaml"), "--report_to", "none"]
+    script("train_linear").main(recipe)
+    assert "template" not in json.loads((task_folder / "runs/toy/majority/metrics.json").read_text())["identity"]
+    with pytest.raises(UserError, match=r"toy\.jinja: (cannot be read|no such template)"):
+        script("train_sft").main(["data/toy.yaml", "small.yaml", *SMALL])

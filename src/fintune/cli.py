@@ -33,7 +33,7 @@ def argument(metavar: str, help: str, default: str | None = None) -> typer.model
 
 
 def option(metavar: str, help: str, default: str = "none") -> typer.models.OptionInfo:
-    """An option that may be left out; `default` says in words what then holds."""
+    """An option that may be left out; `default` describes what happens then."""
     return typer.Option(metavar=metavar, help=help, show_default=default)
 
 
@@ -50,7 +50,7 @@ TargetAccuracy = Annotated[
     float | None,
     option(
         "SHARE",
-        "Instead of --abstain-below: mark as many answers as abstained as it took for the others to reach this "
+        "Instead of --abstain-below: abstain on the least confident answers, so many that the others reached this "
         "accuracy on the run's validation rows, such as 0.95.",
     ),
 ]
@@ -120,8 +120,8 @@ def serve(
 ) -> None:
     """Answer requests over HTTP.
 
-    POST /classify takes one text, or {"texts": [...]}; GET /healthz and GET /metrics (Prometheus) tell how it is.
-    Requests that arrive together are scored together. SIGTERM ends it once what was asked is answered. There is no
+    POST /classify takes one text, or {"texts": [...]}; GET /healthz and GET /metrics (Prometheus) report its state.
+    Requests that arrive together are scored together. SIGTERM ends it once the open requests are answered. There is no
     authentication and no TLS: put a proxy in front of it before other machines may reach it. Needs the extra:
     pip install 'fintune[serve]'.
 
@@ -200,7 +200,7 @@ def audit(
     """Look for repeats, leaks and contradictions in a task's rows.
 
     Odd texts are counted too, such as garbled or invisible characters. Training prints the short form of it first.
-    Both stop where more of the test split is in training too than the task's `max_leakage` allows.
+    Both stop if more of the test split is also in training than the task's `max_leakage` allows.
 
     \b
     Example:

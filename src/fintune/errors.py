@@ -98,5 +98,6 @@ def missing_module(error: ImportError) -> str | None:
         module = found[1] if found else "fintune"
     if module == "fintune":
         return None
-    extra = f"[{EXTRAS[module]}]" if module in EXTRAS else ""
-    return f"{module} is not installed; `pip install 'fintune{extra}'` brings it"
+    if module not in EXTRAS:
+        return f"{module} is not installed; install it, or fintune again with all that it depends on"
+    return f"{module} is not installed; `pip install 'fintune[{EXTRAS[module]}]'` brings it"

@@ -22,7 +22,8 @@ ODD = {  # what a text holds, by a pattern that finds it
 
 
 def audit(task: Task, data: TaskData) -> dict:
-    """Counts over all splits; near-duplicates share 0.6 of their word pairs, see fintune/data/splits.py.
+    """Counts over all splits; near-duplicates share 0.6 of their word pairs, see fintune/data/splits.py;
+    their clusters are those of all rows, also where `train_share` leaves some out.
 
     Returns:
         rows: split -> label -> rows; repeats: kind -> rows that repeat an earlier one; leaked: kind -> test rows that

@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 from sklearn.utils.class_weight import compute_class_weight
 
+from fintune.data.rows import how_often
 from fintune.data.splits import normalise, share_rows, split_rows
 from fintune.errors import UserError
 from fintune.machine import hub_reachable
@@ -224,10 +225,6 @@ def _read_at_lines(task: Task, text: str, name: str):
             yield line, row_text, value
 
 
-def _is_where(count: int) -> str:
-    return "is missing from" if count == 0 else f"appears {count} times in"
-
-
 def _read_csv(task: Task, text: str, name: str):
     """Cells stay text: \"NA\" and \"007\" are headlines like any other, where pandas would read a gap and a 7."""
     reader, start = csv.reader(io.StringIO(text, newline=""), strict=True), 1
@@ -237,7 +234,7 @@ def _read_csv(task: Task, text: str, name: str):
         columns = {}
         for column in (task.text_column, task.label_column):
             if header.count(column) != 1:
-                raise UserError(f"{name}: column {column!r} {_is_where(header.count(column))} the header {header}")
+                raise UserError(f"{name}: column {column!r} {how_often(header.count(column))} the header {header}")
             columns[column] = header.index(column)
         start = reader.line_num + 1
         for row in reader:
@@ -247,4 +244,4 @@ def _read_csv(task: Task, text: str, name: str):
                 yield start, row[columns[task.text_column]], row[columns[task.label_column]]
             start = reader.line_num + 1
     except csv.Error as error:
-        raise UserError(f"{name}:{start}: {error}; the row that starts there is no valid CSV") from error
+        raise UserError(f"{name}:{start}: {error}; the row that starts there is not valid CSV") from error

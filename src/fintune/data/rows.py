@@ -53,7 +53,8 @@ def fault_of(text: object) -> str | None:
     return None
 
 
-def _is_where(count: int) -> str:
+def how_often(count: int) -> str:
+    """What to say of a column that a header does not hold exactly once."""
     return "is missing from" if count == 0 else f"appears {count} times in"
 
 
@@ -115,7 +116,7 @@ class Csv(TextTable):
         self.columns = first.cells or []
         if first.fault or self.columns.count(text_column) != 1:
             raise UserError(
-                f"{path}: column {text_column!r} {_is_where(self.columns.count(text_column))} its first line "
+                f"{path}: column {text_column!r} {how_often(self.columns.count(text_column))} its first line "
                 f"{str(first.fault or self.columns)[:200]}; name the right one (columns are separated by commas)"
             )
 
@@ -247,7 +248,7 @@ class Parquet:
         self.columns = self._file.schema_arrow.names
         if self.columns.count(text_column) != 1:
             raise UserError(
-                f"{path}: column {text_column!r} {_is_where(self.columns.count(text_column))} its columns "
+                f"{path}: column {text_column!r} {how_often(self.columns.count(text_column))} its columns "
                 f"{self.columns}; name the right one"
             )
         kind = self._file.schema_arrow.field(text_column).type

@@ -50,11 +50,6 @@ def clusters(pairs: tuple[np.ndarray, np.ndarray], size: int) -> np.ndarray:
     return connected_components(graph, directed=False)[1]
 
 
-def near_duplicates(texts: list[str], threshold: float = THRESHOLD) -> np.ndarray:
-    """(texts,) cluster id of each text; see `near_pairs` and `clusters`."""
-    return clusters(near_pairs(texts, threshold), len(texts))
-
-
 def split_rows(task: Task, rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
     """Split what the files do not: stratified by class, whole clusters of near-duplicates, ordered by hash.
 

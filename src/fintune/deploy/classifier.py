@@ -7,7 +7,7 @@ import numpy as np
 
 from fintune.data.rows import fault_of
 from fintune.errors import UserError
-from fintune.results.verify import check_weights, read_result
+from fintune.results.verify import verified_result
 
 # scikit-learn and the model libraries take seconds to import: only `from_pretrained` and a call do
 
@@ -37,11 +37,10 @@ class Classifier:
             UserError: the folder is not a finished run, is one of train_linear.py, which keeps no weights, holds
                 other files than were saved, or its adapter belongs to another base.
         """
-        result = read_result(Path(run_dir))
-        check_weights(Path(run_dir), result)
+        result = verified_result(Path(run_dir))
         from fintune.results.restore import load_scorer
 
-        scorer = load_scorer(Path(run_dir))
+        scorer = load_scorer(Path(run_dir), result)
         if merge:
             scorer.merge()
         return cls(result["data"]["labels"], result["calibration"], scorer)

@@ -33,7 +33,7 @@ def predict(
     """
     streaming = source == "-"
     if streaming == (output is not None):
-        raise UserError("a file needs -o OUTPUT; lines of standard input (-) are answered on standard output, without")
+        raise UserError("a file needs -o OUTPUT; with -, answers go to standard output and -o is not allowed")
     if engine == "ray" and (streaming or spreadsheet_safe):
         raise UserError("--engine ray labels a folder of Parquet files, without --spreadsheet-safe")
     result = read_result(run_dir)

@@ -92,7 +92,7 @@ def convert(source: Path, target: Path, config: LlamaConfig) -> None:
     for key, tensor in _llama_tensors(sorted(source.glob("*.safetensors"))):
         if expected.get(key) != tensor.shape:
             raise UserError(
-                f"{source}: its tensor {key} {tuple(tensor.shape)} is none of Baichuan2-7B's; fetch it again"
+                f"{source}: its tensor {key} {tuple(tensor.shape)} does not belong to Baichuan2-7B; fetch it again"
             )
         tensors[key] = tensor
         if sum(tensor.nbytes for tensor in tensors.values()) >= SHARD:
@@ -141,7 +141,7 @@ def fast_tokenizer(path: Path) -> PreTrainedTokenizerFast:
     bos_token: Baichuan2 was trained without (`add_bos_token: false`).
 
     Raises:
-        UserError: there is no such file, or it is no byte-fallback BPE without normalisation, as Baichuan2's is.
+        UserError: there is no such file, or it is not a byte-fallback BPE without normalisation, as Baichuan2's is.
     """
     from sentencepiece import sentencepiece_model_pb2  # of the extra `baichuan`
 

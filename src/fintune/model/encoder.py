@@ -163,7 +163,7 @@ def load_encoder(base: str, revision: str | None, task: Task, device: torch.devi
     damaged = [key for key in (*missing, *wrong) if key.startswith(inner) and ".pooler." not in key]
     if damaged:
         raise UserError(
-            f"model {base}: {len(damaged)} weights are missing or misshapen, first {damaged[0]}; fetch again"
+            f"model {base}: {len(damaged)} weights are missing or of the wrong shape, first {damaged[0]}; fetch again"
         )
     if any(name.endswith("ForSequenceClassification") for name in stored.architectures or ()):
         # its outputs are another task's labels in another order (FinBERT: positive, negative, neutral)

@@ -7,7 +7,7 @@ from fintune.errors import UserError
 
 
 def shareable(queries: int, old: int, heads: int) -> bool:
-    """Whether that many key-value heads can come of the `old` ones, each for as many query heads."""
+    """Whether that many key-value heads can be made from the `old` ones, each for as many query heads."""
     return heads > 0 and queries % heads == 0 and (heads % old == 0 or old % heads == 0)
 
 

@@ -174,7 +174,7 @@ def whole_model(
 
 @contextmanager
 def missing_model(base: str) -> Iterator[None]:
-    """Turn what transformers raises for a model that cannot be loaded into one line with the remedy.
+    """Turn errors of loading a model into one line with the remedy.
 
     Raises:
         UserError: the model is missing, gated, pickled, damaged or of a kind that transformers refuses.

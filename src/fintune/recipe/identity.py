@@ -8,14 +8,25 @@ import hashlib
 import math
 from pathlib import Path
 
+from fintune.errors import UserError
 from fintune.recipe.task import TASK_KEYS, Task
 
 # Flags that say where a run goes and how it is shown, not what it is: they stay out of recipe.yaml too
 PLACE_AND_DISPLAY = ("output_dir", "resume_from_checkpoint", "disable_tqdm", "report_to", "use_cpu")
-# Recomputes activations instead of keeping them: the same gradients, so no reason to train again
-SAME_RESULT = ("gradient_checkpointing", "activation_checkpointing")
+# Keys that change no weight and no score: how much memory, how much is logged or kept, what is refused or set beside
+SAME_RESULT = (
+    "activation_checkpointing",
+    "dataloader_num_workers",
+    "gradient_checkpointing",
+    "logging_steps",
+    "logging_strategy",
+    "min_gpu_gib",
+    "paper_row",
+    "run_name",
+    "save_total_limit",
+)
 # Of a task: what can change a result beyond the bytes of its files, which the data's hash covers
-TASK_IDENTITY = ("task", "labels", "text_column", "label_column", "train_share", "class_weights")
+TASK_IDENTITY = ("task", "text_column", "label_column", "train_share", "class_weights")
 
 
 def identity(overrides: dict, task: Task, data_sha256: str) -> dict:
@@ -34,7 +45,11 @@ def identity(overrides: dict, task: Task, data_sha256: str) -> dict:
         if key not in (*PLACE_AND_DISPLAY, *SAME_RESULT, *TASK_KEYS, "chat_template_path")
     }
     found |= {key: plain(getattr(task, key)) for key in TASK_IDENTITY}
-    found |= {"data": data_sha256, "template": _text_hash(task.template)}
+    found["labels"] = [list(label) for label in task.labels.items()]  # a list: their order is that of the label ids
+    found["encodings"] = [file.encoding for _, file in sorted(task.files.items())]
+    found["data"] = data_sha256
+    if overrides.get("script") in (None, "train_sft.py"):  # the other scripts read no prompt
+        found["template"] = _text_hash(task.template)
     if chat_template := overrides.get("chat_template_path"):
         found["chat_template"] = _text_hash(chat_template)
     return dict(sorted(found.items()))
@@ -61,4 +76,9 @@ def plain(value: object) -> object:
 
 
 def _text_hash(path: str) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    try:
+        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); fix `template` or `chat_template_path`"
+        ) from error

@@ -93,6 +93,7 @@ class Recipe:
     run_args: RunArguments
     training_args: TrainingArguments | OutputArguments
     model_args: object | None = None
+    _identity: dict | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -100,8 +101,13 @@ class Recipe:
         return Path(self.training_args.output_dir)
 
     def identity(self, data_sha256: str) -> dict:
-        """What makes this run the same as another one on the same rows; see fintune/recipe/identity.py."""
-        return identity(self.overrides | {"seed": self.seed}, self.task, data_sha256)
+        """What makes this run the same as another one on the same rows; see fintune/recipe/identity.py.
+
+        Computed once: a prompt that is edited while the run trains does not change what it was.
+        """
+        if self._identity is None:
+            self._identity = identity(self.overrides | {"seed": self.seed}, self.task, data_sha256)
+        return self._identity
 
     @property
     def seed(self) -> int | None:

@@ -6,12 +6,11 @@ from itertools import chain
 from pathlib import Path
 
 from fintune.errors import UserError
-from fintune.files import write_text
 from fintune.recipe.layers import read_layer
 from fintune.results.ablation_figures import draw
 from fintune.results.ablation_variants import Variant, of_the_same_recipe, of_the_same_rows, read_variants
 from fintune.results.runs import LeftOut, read_runs
-from fintune.results.tables import base_name, markdown_table, points, short
+from fintune.results.tables import as_text, base_name, markdown_table, points, short
 
 Columns = dict[str, Callable[[Variant], str]]  # header -> text of a variant
 
@@ -54,7 +53,7 @@ def write(
         draw(sweep["name"], varied, variants, picture)
         sections.append(section(sweep, varied, variants, picture.relative_to(docs)))
         if "key_value_heads" in varied and decoding and decoding.is_file():
-            sections[-1] += decode_table(json.loads(decoding.read_text(encoding="utf-8")))
+            sections[-1] += decode_table(json.loads(decoding.readas_text(encoding="utf-8")))
     if not sections:
         raise UserError(f"{runs}: no finished run of an ablation; `make ablations` trains them")
     missing = [left for left in left_out if "ablations" in Path(left.path).parts]
@@ -106,18 +105,18 @@ def columns(varied: set[str]) -> Columns:
         return {"training rows": lambda v: f"{v.training_rows:,}"}
     found: Columns = {
         "trained parameters": lambda v: short(v.trained_parameters),
-        "spread of the loss, nats": lambda v: _form(v.late_losses, ".3f"),
-        "gradient norm, median": lambda v: _form(v.gradient_norm, ".2f"),
-        "largest": lambda v: _form(max(v.log("grad_norm"), default=None), ".1f"),
-        "s per optimizer step": lambda v: _form(v.seconds_per_step, ".3f"),
+        "spread of the loss, nats": lambda v: as_text(v.late_losses, ".3f"),
+        "gradient norm, median": lambda v: as_text(v.gradient_norm, ".2f"),
+        "largest": lambda v: as_text(max(v.log("grad_norm"), default=None), ".1f"),
+        "s per optimizer step": lambda v: as_text(v.seconds_per_step, ".3f"),
     }
     if "lora_r" in varied:
-        found["scale of the adapter"] = lambda v: _form(v.scale, ".2f")
+        found["scale of the adapter"] = lambda v: as_text(v.scale, ".2f")
     if "key_value_heads" in varied:
-        found["cache, bytes per token"] = lambda v: _form(v.cache_bytes, ",d")
+        found["cache, bytes per token"] = lambda v: as_text(v.cache_bytes, ",d")
     if "num_train_epochs" in varied:
-        found["best epoch"] = lambda v: _form(v.best and v.best[0], ".2f")
-        found["validation there"] = lambda v: _form(v.best and v.best[1], ".4f")
+        found["best epoch"] = lambda v: as_text(v.best and v.best[0], ".2f")
+        found["validation there"] = lambda v: as_text(v.best and v.best[1], ".4f")
     return found
 
 
@@ -180,10 +179,6 @@ def verdict(variants: list[Variant]) -> str:
     return f"{len(real)} of {len(tested_ones)} {differ} from the recipe by more than noise: {named}."
 
 
-def _form(number, form: str) -> str:
-    return "–" if number is None else format(number, form)
-
-
 def decode_table(report: dict) -> list[str]:
     """The cost of generating a token, from a result of benchmarks/decode.py."""
     rows = [
@@ -191,8 +186,8 @@ def decode_table(report: dict) -> list[str]:
             str(row["key_value_heads"]),
             str(row["batch"]),
             f"{row['context']:,}",
-            _form(row.get("decode_ms"), ".1f"),
-            _form(row.get("cache_mib"), ",.0f"),
+            as_text(row.get("decode_ms"), ".1f"),
+            as_text(row.get("cache_mib"), ",.0f"),
         ]
         for row in report["decoding"]
     ]

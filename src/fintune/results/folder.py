@@ -52,7 +52,9 @@ def save_run(recipe: Recipe, result: dict, predictions: list[dict], *parts) -> N
     overrides = dict(recipe.overrides)
     if "chat_template_path" in overrides:
         overrides["chat_template_path"] = "chat_template.jinja"
-    write_text(staging / "template.jinja", Path(recipe.task.template).read_text(encoding="utf-8"))
+    template = Path(recipe.task.template)
+    if template.is_file():  # a linear model and an encoder need none
+        write_text(staging / "template.jinja", template.read_text(encoding="utf-8"))
     here = replace(recipe, task=replace(recipe.task, template="template.jinja"), overrides=overrides)
     write_text(staging / "recipe.yaml", dump_recipe(here))
     files = hashes(staging)

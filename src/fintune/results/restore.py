@@ -11,7 +11,6 @@ from fintune.model.load import base_fingerprint, load_model, load_tokenizer, mis
 from fintune.model.prompt import Prompt
 from fintune.recipe.layers import TINY
 from fintune.recipe.recipe import Recipe, SftArguments, parse_recipe
-from fintune.results.verify import check_files, check_weights, read_result
 from fintune.scoring.encoder_scorer import EncoderScorer
 from fintune.scoring.label_scorer import LabelScorer
 
@@ -27,19 +26,16 @@ def read_recipe(folder: Path, script: str, flags: list[str] = ()) -> Recipe:
     return parse_recipe([str(folder / "recipe.yaml"), *SCORING, *flags], *ARGUMENTS[script])
 
 
-def load_scorer(folder: Path, recipe: Recipe | None = None) -> LabelScorer | EncoderScorer:
+def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None) -> LabelScorer | EncoderScorer:
     """The model of a finished run with its tokenizer and templates.
 
     Args:
+        result: its metrics.json, of `verified_result`.
         recipe: of the run, where some of its flags are changed.
 
     Raises:
-        UserError: the folder is not a finished run, is one of train_linear.py, which keeps no weights, holds other
-            files than were saved, or its adapter belongs to another base.
+        UserError: its adapter belongs to another base, or weights are missing.
     """
-    result = read_result(folder)
-    check_weights(folder, result)
-    check_files(folder, result)
     recipe = recipe or read_recipe(folder, result["script"])
     return {"train_sft.py": _label_scorer, "train_cls.py": _encoder_scorer}[result["script"]](folder, recipe, result)
 

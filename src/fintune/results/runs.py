@@ -1,4 +1,4 @@
-"""Finished runs as they lie on the disk: metrics.json and predictions.jsonl, read and checked against each other.
+"""Finished runs as they are stored on disk: metrics.json and predictions.jsonl, read and checked against each other.
 
 Loads neither torch nor a model.
 """

@@ -68,7 +68,7 @@ class Baseline:
 
     @classmethod
     def of(cls, recipe: Path) -> "Baseline":
-        """Of a recipe's file.
+        """Read a baseline from its recipe file.
 
         Raises:
             UserError: it cannot be read, or names no training script.
@@ -120,7 +120,7 @@ def cannot_read(baseline: Baseline, data: TaskData) -> str | None:
 
 
 def finished(folder: Path, expected: dict) -> str | None:
-    """Says so when a folder holds the result of a run with the expected identity; None when it must run.
+    """A message when a folder holds the result of a run with the expected identity; None when it must run.
 
     evaluate.py names no script, and its flags for scoring are not compared.
     """

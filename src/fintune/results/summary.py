@@ -5,7 +5,7 @@ from rich.table import Table
 
 
 def print_result(result: dict) -> None:
-    """Ours beside the paper's, never on other data without saying so."""
+    """Print a run's figures, the paper's where there is one, and a note where the rows are invented."""
     split, test = result["split"], result[result["split"]]
     low, high = test["accuracy_interval"]
     table = Table(

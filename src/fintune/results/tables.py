@@ -6,7 +6,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fintune.files import replace_block, write_text
+from fintune.errors import UserError
+from fintune.files import replace_block
 from fintune.results.cells import Cell, Group
 from fintune.results.runs import LeftOut, machine_of, number_at
 
@@ -47,13 +48,13 @@ def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | No
             (base_name(cell.runs[0].result), "", None),
             (short(parameters), "", parameters),
             (short(trained), "", trained),
-            (_text(epochs, ".3g"), "", epochs),
+            (as_text(epochs, ".3g"), "", epochs),
             (f"{accuracy:.4f}", interval, accuracy),
-            *((_text(cell.metric(key), ".4f"), "", cell.metric(key)) for key in ("accuracy_clean", "macro_f1")),
+            *((as_text(cell.metric(key), ".4f"), "", cell.metric(key)) for key in ("accuracy_clean", "macro_f1")),
             (_speed(cell.metric("rows_per_second")), "", cell.metric("rows_per_second")),
-            (_text(seconds, ",.0f" if seconds is not None and seconds >= 10 else ".2g"), "", seconds),
+            (as_text(seconds, ",.0f" if seconds is not None and seconds >= 10 else ".2g"), "", seconds),
             (f"{memory:.1f} {kind}" if memory is not None else "–", "", memory),
-            (_text(cell.paper, ".4f"), "", cell.paper),
+            (as_text(cell.paper, ".4f"), "", cell.paper),
             ("–", "", None) if cell.paper is None else (*_paper_difference(cell), accuracy - cell.paper),
         ]
         if len(machines) > 1:
@@ -102,10 +103,11 @@ def short(number: float | None) -> str:
 
 
 def _speed(number: float | None) -> str:
-    return _text(number, ",.0f" if number is not None and number >= 100 else ".1f")
+    return as_text(number, ",.0f" if number is not None and number >= 100 else ".1f")
 
 
-def _text(number: float | None, form: str) -> str:
+def as_text(number: float | None, form: str) -> str:
+    """A number in a format, a dash for None."""
     return "–" if number is None else format(number, form)
 
 
@@ -231,7 +233,13 @@ def update_readme(path: Path, groups: list[Group]) -> None:
 
 
 def write_results(path: Path, groups: list[Group]) -> None:
-    """Write the models' tables with every pair as a page: the same runs give the same bytes."""
+    """Write the models' tables with every pair as a page: the same runs give the same bytes.
+
+    Raises:
+        UserError: there are only ablations.
+    """
+    if not models(groups):
+        raise UserError(f"{path}: no finished run of a model, only ablations; `make baselines` makes some")
     note = "<!-- written by `fintune compare --results`; edits here are overwritten -->"
     found = ", ".join(sorted({commits(group) for group in models(groups)}))
     head = f"# Results\n\n{note}\n\nAll runs are of commit {found}. [How to read them](method.md#comparison)."
@@ -249,7 +257,7 @@ def commits(group: Group) -> str:
 
 
 def commit_of(machine: dict) -> str:
-    """The commit of a result's `machine`, shortened; a changed working tree is said."""
+    """The commit of a result's `machine`, shortened; with `-dirty` where the working tree had changes."""
     commit = machine.get("git") or "unknown"
     return commit[:12] + "-dirty" * commit.endswith("-dirty")
 
@@ -261,6 +269,6 @@ def short_table(group: Group) -> tuple[list[str], list[list[str]]]:
     for cell in group.cells:
         low, high = cell.interval
         figures = [f"{cell.metric('accuracy'):.4f} ({low:.4f} to {high:.4f})"]
-        figures += [_text(cell.metric(key), ".4f") for key in ("accuracy_clean", "macro_f1")]
-        rows.append([cell.label, *figures, _speed(cell.metric("rows_per_second")), _text(cell.paper, ".4f")])
+        figures += [as_text(cell.metric(key), ".4f") for key in ("accuracy_clean", "macro_f1")]
+        rows.append([cell.label, *figures, _speed(cell.metric("rows_per_second")), as_text(cell.paper, ".4f")])
     return [*headers, "the paper's accuracy"], rows

@@ -39,14 +39,17 @@ def check_weights(folder: Path, result: dict) -> None:
         UserError: it is one of train_linear.py.
     """
     if result["script"] == "train_linear.py":
-        raise UserError(f"{folder}: keeps no weights, as runs of train_linear.py do; take one of train_sft.py")
+        raise UserError(f"{folder}: runs of train_linear.py keep no weights; take one of train_sft.py or train_cls.py")
 
 
-def check_files(folder: Path, result: dict) -> None:
-    """Refuse a run whose weights, tokenizer, templates or recipe are not those that were scored.
+def verified_result(folder: Path) -> dict:
+    """metrics.json of a finished run whose weights, tokenizer, templates and recipe are those that were scored.
 
     Raises:
-        UserError: a file is missing or has other bytes.
+        UserError: as `read_result` and `check_weights`; a file is missing or has other bytes.
     """
+    result = read_result(folder)
+    check_weights(folder, result)
     for name, what in faults(folder, result["files"]):
         raise UserError(f"{folder}/{name}: {what}; copy the run's folder whole, or train it again")
+    return result

@@ -46,7 +46,7 @@ class EncoderScorer:
         return scores
 
     def further_metrics(self, texts: list[str]) -> dict:
-        """None: an encoder can only answer with a label."""
+        """Empty: an encoder can only answer with a label."""
         return {}
 
     def merge(self) -> None:

@@ -27,7 +27,7 @@ class CheckpointManifest(TrainerCallback):
     def __init__(self, identity: dict):
         """
         Args:
-            identity: of the run; a checkpoint is resumed only by a run of the same one.
+            identity: of the run; a checkpoint is resumed only by a run with the same identity.
         """
         self.identity = identity
         self.signum = None
@@ -92,7 +92,7 @@ def interruptible(trainer: Trainer, manifest: CheckpointManifest) -> Iterator[No
     def flag(signum, frame):
         manifest.signum = signum
         signal.signal(signum, signal.SIG_DFL)
-        print(f"\n{signal.Signals(signum).name}: saving after this step; press again to stop at once", flush=True)
+        print(f"\n{signal.Signals(signum).name}: saving after this step; a second signal stops at once", flush=True)
 
     before = {signum: signal.signal(signum, flag) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:

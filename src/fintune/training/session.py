@@ -37,6 +37,7 @@ def start(recipe: Recipe, data: TaskData, example: str) -> None:
     audit.check_leakage(recipe.task, data)
     print(f"data: {data.summary()}")
     print(example)
+    recipe.identity(data.sha256)
     lock_folder(recipe.folder, recipe.training_args.process_index)
     tracking.open_run(recipe)
 
@@ -67,5 +68,6 @@ def train(trainer: Trainer, recipe: Recipe, data: TaskData, summary: dict) -> di
     state = trainer.state
     training = {**output.metrics, "steps": output.global_step, "resumed_from": checkpoint, "log": state.log_history}
     if state.best_metric is not None:
-        training |= {"best_step": state.best_global_step, "best_eval_accuracy": state.best_metric}
+        name = args.metric_for_best_model.removeprefix("eval_")
+        training |= {"best_step": state.best_global_step, f"best_eval_{name}": state.best_metric}
     return training

@@ -26,7 +26,7 @@ class SharedPrefixCollator:
     """Packs rows of `input_ids` and `labels` into one sequence.
 
     Attributes:
-        shared: tokens at the beginning of every row that are laid down once.
+        shared: tokens at the beginning of every row that are stored once.
     """
 
     shared: int

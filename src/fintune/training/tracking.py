@@ -24,7 +24,7 @@ def open_run(recipe: Recipe) -> None:
     in one workspace. The key comes from `WANDB_API_KEY` or ~/.netrc, never from a recipe or the command line.
     """
     training_args = recipe.training_args
-    training_args.run_name = f"{recipe.task.task}-{recipe.name}"
+    training_args.run_name = training_args.run_name or f"{recipe.task.task}-{recipe.name}"
     if "wandb" not in training_args.report_to or training_args.process_index > 0:
         return
     os.environ.setdefault("WANDB_PROJECT", "fintune")
