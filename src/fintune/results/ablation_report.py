@@ -6,6 +6,7 @@ from itertools import chain
 from pathlib import Path
 
 from fintune.errors import UserError
+from fintune.files import write_text
 from fintune.recipe.layers import read_layer
 from fintune.results.ablation_figures import draw
 from fintune.results.ablation_variants import Variant, of_the_same_recipe, of_the_same_rows, read_variants

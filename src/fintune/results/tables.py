@@ -7,7 +7,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fintune.errors import UserError
-from fintune.files import replace_block
+from fintune.files import replace_block, write_text
 from fintune.results.cells import Cell, Group
 from fintune.results.runs import LeftOut, machine_of, number_at
 
