@@ -115,7 +115,7 @@ def test_mistakes_are_found_before_a_model_library_is_imported(run_folder):
     predict, out = ["predict", "runs/done"], ["-o", "out.csv"]
     mistakes = [
         (["predict", "runs/none", "news.csv", *out], "runs/none: not a finished run"),
-        (["predict", "runs/linear", "news.csv", *out], "runs/linear: keeps no weights"),
+        (["predict", "runs/linear", "news.csv", *out], "runs/linear: runs of train_linear.py keep no weights"),
         ([*predict, "none.csv", *out], "none.csv: no such file"),
         ([*predict, "news.xlsx", "-o", "out.xlsx"], "news.xlsx: ends in none of .csv"),
         ([*predict, "news.csv", "-o", "out.jsonl"], "the output has the format of the input"),
@@ -129,10 +129,10 @@ def test_mistakes_are_found_before_a_model_library_is_imported(run_folder):
         ([*predict, "-", "--target-accuracy", "0.9", "--abstain-below", "0.5"], "give one of them"),
         ([*predict, "-", "--abstain-below", "nan"], "Input should be less than or equal to 1"),
         (["serve", "runs/none"], "runs/none: not a finished run"),
-        (["serve", "runs/linear"], "runs/linear: keeps no weights"),
+        (["serve", "runs/linear"], "runs/linear: runs of train_linear.py keep no weights"),
         (["serve", "runs/done", "--target-accuracy", "0.99"], "at best 0.9500"),
         (["export", "runs/none", "plain"], "runs/none: not a finished run"),
-        (["export", "runs/linear", "plain"], "runs/linear: keeps no weights"),
+        (["export", "runs/linear", "plain"], "runs/linear: runs of train_linear.py keep no weights"),
         (["export", "runs/done", "runs"], "runs: already exists"),
         (["prepare", "none.csv", "--text", "title", "--label", "tone", "--task", "mine"], "none.csv: no such file"),
         (["prepare", "news.csv", "--text", "text", "--label", "tone", "--task", "mine"], "column 'text' is missing"),
@@ -202,7 +202,7 @@ def test_every_extra_is_known_by_the_modules_that_it_brings():
         remedy = f"{module} is not installed; `pip install 'fintune[{extra}]'` brings it"
         assert missing_module(ModuleNotFoundError(name=f"{module}.part")) == remedy
         assert missing_module(ImportError(f"This needs `{module}`: pip install {module}")) == remedy
-    assert "`pip install 'fintune'`" in missing_module(ModuleNotFoundError(name="scipy.stats"))
+    assert "scipy is not installed; install it" in missing_module(ModuleNotFoundError(name="scipy.stats"))
     for bug in (
         ModuleNotFoundError(name="fintune.nothing"),
         ImportError("cannot import name 'x' from 'ray' (...)", name="ray"),

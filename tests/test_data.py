@@ -119,14 +119,14 @@ BAD = {
     "empty text": (HEAD + "  ,Up\n", "toy.csv:62: the text is empty"),
     "too many cells": (HEAD + "a,b,Up\n", "toy.csv:62: 3 cells where the header has 2"),
     "too few cells": (HEAD + "a\n", "toy.csv:62: 1 cells"),
-    "open quote": (HEAD + '"never closed,Up\nx,Up\n', "toy.csv:62: .*no valid CSV"),
+    "open quote": (HEAD + '"never closed,Up\nx,Up\n', "toy.csv:62: .*not valid CSV"),
     "multi-line then bad": (HEAD + '"two\nlines",Up\nx,Nope\n', "toy.csv:64: label 'Nope'"),
     "missing column": ("title,label\nx,Up\n", "column 'text' is missing from the header"),
     "double header": ("text,text,label\nx,y,Up\n", "column 'text' appears 2 times"),
     "wrong encoding": (HEAD.encode() + "Zürich,Up\n".encode("latin-1"), "toy.csv:62: not utf-8"),
     "missing class": ("text,label\n" + "a b c,Up\nd e f,Down\n" * 30, "no row of class"),
     "no rows": ("text,label\n", "toy.csv: no rows"),
-    "open quote in the header": ('"text,label\n', "toy.csv:1: .*no valid CSV"),
+    "open quote in the header": ('"text,label\n', "toy.csv:1: .*not valid CSV"),
     "empty file": ("", "column 'text' is missing from the header"),
 }
 

@@ -195,7 +195,7 @@ def test_a_baichuan_is_converted_once_and_whole(base, monkeypatch, capsys):
         ({"max_position_embeddings": None, "hidden_size": 5120}, "13B model, whose ALiBi"),
         ({"architectures": ["BaiChuanForCausalLM"]}, "only Baichuan2-7B is read"),
         ({"num_hidden_layers": 3}, "9 tensors are missing"),
-        ({"intermediate_size": 64}, "none of Baichuan2-7B's"),
+        ({"intermediate_size": 64}, "does not belong to Baichuan2-7B"),
     ],
 )
 def test_another_baichuan_is_refused(base, change, says):

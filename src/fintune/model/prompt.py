@@ -148,15 +148,24 @@ class Prompt:
                 )
 
 
-def _user_turn(task: Task) -> jinja2.Template:
-    environment = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined)
+def read_template(task: Task) -> str:
+    """The text of a task's template.
+
+    Raises:
+        UserError: there is none.
+    """
     try:
-        source = Path(task.template).read_text(encoding="utf-8")
-        variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
+        return Path(task.template).read_text(encoding="utf-8")
     except FileNotFoundError as error:
         raise UserError(
             f"{task.template}: no such template; write it, or set `template` in the task's YAML"
         ) from error
+
+
+def _user_turn(task: Task) -> jinja2.Template:
+    environment, source = jinja2.sandbox.SandboxedEnvironment(undefined=jinja2.StrictUndefined), read_template(task)
+    try:
+        variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{task.template}:{error.lineno}: {error.message}; fix the template") from error
     if "text" not in variables or variables - {"text", "labels"}:

@@ -6,7 +6,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
 
-from fintune.model.prompt import NO_THINK
+from fintune.model.prompt import NO_THINK, read_template
 from fintune.recipe.recipe import SftArguments
 from fintune.recipe.task import Task
 
@@ -62,7 +62,7 @@ def train_tokenizer(task: Task, texts: list[str], vocab_size: int) -> PreTrained
         show_progress=False,
     )
     # the instruction and the labels are in every row, so their words should be whole: weigh them like frequent words
-    frame = [Path(task.template).read_text(encoding="utf-8"), *task.names, NO_THINK, "user", "assistant"]
+    frame = [read_template(task), *task.names, NO_THINK, "user", "assistant"]
     tokenizer.train_from_iterator([*texts, *frame * 50], trainer)
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     tokenizer.add_tokens(CONTROL_TOKENS)
