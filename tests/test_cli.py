@@ -123,7 +123,7 @@ def test_mistakes_are_found_before_a_model_library_is_imported(run_folder):
         ([*predict, "news.csv", "--text-column", "title", "-o", "labelled.csv"], "labelled.csv: already exists"),
         ([*predict, "labelled.csv", "--text-column", "title", *out], "has a column 'label' already"),
         ([*predict, "news.csv"], "a file needs -o OUTPUT"),
-        ([*predict, "-", *out], "without"),
+        ([*predict, "-", *out], "not allowed"),
         ([*predict, "-", "--engine", "ray"], "--engine ray labels a folder"),
         ([*predict, "-", "--target-accuracy", "0.99"], "at best 0.9500"),
         ([*predict, "-", "--target-accuracy", "0.9", "--abstain-below", "0.5"], "give one of them"),
