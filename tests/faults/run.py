@@ -29,7 +29,7 @@ from faults import checkpoints, disk, files, folders, headlines, hub, recipes, s
 from faults.shared import Fault
 from fintune import machine
 from fintune.files import write_text
-from fintune.results.tables import markdown_table
+from fintune.results.tables import commit_of, markdown_table
 
 BEGIN, END = "<!-- faults:begin -->", "<!-- faults:end -->"
 
@@ -171,7 +171,7 @@ def write(path: Path, faults: list[Fault], minutes: float) -> None:
     content = path.read_text(encoding="utf-8")
     begin, end = content.index(BEGIN) + len(BEGIN), content.index(END)
     here = machine.description()
-    measured_on = f"{minutes:.0f} minutes on {os.cpu_count()} cores of {here['processor']}, commit {here['git'][:12]}:"
+    measured_on = f"{minutes:.0f} minutes on {os.cpu_count()} cores of {here['processor']}, commit {commit_of(here)}:"
     write_text(path, "\n".join([content[:begin], measured_on, "", *table, content[end:]]))
 
 
