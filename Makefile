@@ -34,7 +34,7 @@ compare: $(READY) ## compare the runs: tables, paired tests, runs/report.html [A
 results: $(READY) ## write the README's table and docs/results.md from the runs
 	@$(BIN)/fintune compare --readme README.md --results docs/results.md
 
-ablations: $(READY) ## answer the paper's open questions into docs/ablations.md [MODEL=tiny] [SEEDS=1]; resumes
+ablations: $(READY) ## answer the paper's open questions into docs/ablations.md [MODEL=auto] [SEEDS=1]; resumes
 	@$(BIN)/fintune ablations --model $(MODEL) --seeds $(SEEDS) $(ARGS); status=$$?; [ $$status -gt 1 ] || \
 		$(BIN)/fintune ablations --report $(ARGS) && exit $$status
 

@@ -2,7 +2,7 @@
 
     python tests/faults/run.py [--only KIND ...] [--write [FILE]] [--run DIR ...]
 
-Each fault must fire, or it does not count as held. All take some fifteen minutes on two cores; `disk` needs root.
+Each fault must fire, or it does not count as held. All take half an hour on two cores; `disk` needs root.
 """
 
 import argparse
