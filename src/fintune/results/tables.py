@@ -270,5 +270,7 @@ def short_table(group: Group) -> tuple[list[str], list[list[str]]]:
         low, high = cell.interval
         figures = [f"{cell.metric('accuracy'):.4f} ({low:.4f} to {high:.4f})"]
         figures += [as_text(cell.metric(key), ".4f") for key in ("accuracy_clean", "macro_f1")]
-        rows.append([cell.label, *figures, _speed(cell.metric("rows_per_second")), as_text(cell.paper, ".4f")])
-    return [*headers, "the paper's accuracy"], rows
+        rows.append([cell.label, *figures, _speed(cell.metric("rows_per_second"))])
+        if any(each.paper for each in group.cells):
+            rows[-1].append(as_text(cell.paper, ".4f"))
+    return headers + ["the paper's accuracy"] * any(cell.paper for cell in group.cells), rows
