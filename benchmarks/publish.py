@@ -40,6 +40,9 @@ def main() -> None:
         ("serve", "deployment.md", "-serve", serve),
     ):
         path = measure.RESULTS / f"{name}{ending}.json"
+        if not path.is_file():
+            print(f"left as it is: docs/{page}, {mark}: no {path.name}")
+            continue
         report = json.loads(path.read_text(encoding="utf-8"))
         lines = [f"{measured_on(report['machine'])} ([JSON](../benchmarks/results/{path.name})):", "", *table(report)]
         replace_block(DOCS / page, mark, "\n".join(lines))
