@@ -44,7 +44,7 @@ audit: $(READY) ## look for repeats, leaks and contradictions in a task's rows [
 serve: $(READY) ## answer over HTTP with a trained run [RUN=runs/sentiment/tiny] [ARGS="--port 8000"]
 	$(BIN)/fintune serve "$(RUN)" $(ARGS)
 
-bench: $(READY) ## measure training and scoring on this CPU, 11 minutes; on a GPU see benchmarks/gpu.py
+bench: $(READY) ## measure training and scoring on this CPU, 10 to 20 minutes; on a GPU see benchmarks/gpu.py
 	$(BIN)/python benchmarks/cpu.py $(ARGS)
 
 test: $(READY) ## run the tests
