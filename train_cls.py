@@ -13,6 +13,7 @@ from fintune.data.load import load_data
 from fintune.errors import run
 from fintune.model.encoder import EncoderArguments, EncoderInput, check_tokenizer, load_encoder
 from fintune.model.load import load_tokenizer, model_summary
+from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
 from fintune.results.folder import make_result, save_run
 from fintune.results.summary import print_result
@@ -26,12 +27,13 @@ from fintune.training.encoder import EncoderTrainer, accuracy, label_logits, los
 def main(argv: list[str]) -> None:
     recipe = parse_recipe(argv, EncoderArguments, TrainingArguments, script="train_cls.py")
     task, run_args, training_args = recipe.task, recipe.run_args, recipe.training_args
-    base, revision = run_args.model_name_or_path, run_args.model_revision
-    session.check_machine(recipe, base)
+    name, revision = run_args.model_name_or_path, run_args.model_revision
+    session.check_machine(recipe, name)
 
     # Rows, and the one function that turns them into token ids
     with training_args.main_process_first():  # of several (accelerate launch) one downloads
-        data = load_data(task, allow_sample=Path(base).is_dir())
+        base, recipe.weights = find_model(name, revision, run_args.wheel)
+        data = load_data(task, allow_sample=Path(name).is_dir())
     tokenizer = load_tokenizer(base, revision)
     check_tokenizer(tokenizer, base, revision, data.splits["train"]["text"])
     model = load_encoder(base, revision, task, training_args.device, training_args.seed)
@@ -54,7 +56,7 @@ def main(argv: list[str]) -> None:
     )
     trainer.add_callback(CurveWatch(trainer))
     trainer.add_callback(EarlyStoppingCallback(run_args.early_stopping_patience))
-    summary = model_summary(trainer.model, base, base, revision)
+    summary = model_summary(trainer.model, name, base, revision, recipe.weights)
     training = session.train(trainer, recipe, data, summary)
     if training_args.process_index > 0:  # one is enough from here on
         return

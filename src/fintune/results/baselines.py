@@ -15,7 +15,7 @@ from fintune.recipe.layers import TINY, merge_layers, read_layer, read_task
 from fintune.results.jobs import Job, checkout, run_all
 from fintune.results.suite import Baseline, cannot_read, cannot_run, finished
 
-SFT = ("tiny", "qwen3-0.6b", "qwen3-8b")  # of configs/, besides all of configs/baselines/
+SFT = ("tiny", "smollm2-135m", "qwen3-0.6b", "qwen3-8b")  # of configs/, besides all of configs/baselines/
 
 
 def run_baselines(tasks: list[str], encoder: Path | None) -> None:
@@ -90,9 +90,8 @@ def encoder_recipe(folder: Path) -> Path:
 
 def stated(baseline: Baseline) -> dict:
     """The keys that a baseline states beyond its task's."""
-    if not baseline.zero_shot:
-        return read_layer(baseline.recipe)
-    return {"model_name_or_path": baseline.model, "model_revision": baseline.revision, "dtype": "bfloat16"}
+    scoring = {"script": "evaluate.py", "bf16": False} if baseline.zero_shot else {}  # bf16 is of training
+    return read_layer(baseline.recipe) | scoring
 
 
 def command(path: Path, baseline: Baseline, folder: Path) -> list[str]:
@@ -102,9 +101,7 @@ def command(path: Path, baseline: Baseline, folder: Path) -> list[str]:
         path: the task's YAML.
     """
     if baseline.zero_shot:
-        keys = stated(baseline)
-        words = [keys.pop("model_name_or_path"), "--task", str(path)]
-        words += [word for key, value in keys.items() for word in (f"--{key}", value)]
+        words = [str(baseline.recipe), "--task", str(path)]
     else:
         words = [str(path), str(baseline.recipe), *baseline.flags(folder)]
     return [sys.executable, str(checkout() / baseline.script), *words]

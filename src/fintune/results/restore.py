@@ -9,6 +9,7 @@ from fintune.errors import UserError
 from fintune.model.encoder import EncoderArguments, EncoderInput
 from fintune.model.load import base_fingerprint, load_model, load_tokenizer, missing_model
 from fintune.model.prompt import Prompt
+from fintune.model.wheel import find_model
 from fintune.recipe.layers import TINY
 from fintune.recipe.recipe import Recipe, SftArguments, parse_recipe
 from fintune.scoring.encoder_scorer import EncoderScorer
@@ -43,7 +44,7 @@ def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None) -> Lab
 def _label_scorer(folder: Path, recipe: Recipe, result: dict) -> LabelScorer:
     training_args, model_args = recipe.training_args, recipe.model_args
     name, revision = model_args.model_name_or_path, model_args.model_revision
-    base = str(folder / "base") if name == TINY else name  # tiny was built in the run's folder
+    base = str(folder / "base") if name == TINY else find_model(name, revision, recipe.run_args.wheel)[0]
     found, trained_on = base_fingerprint(base, revision), result["model"]["fingerprint"]
     if found != trained_on:
         raise UserError(f"{folder}: its adapter belongs to base {trained_on[:60]}, not {found[:60]}")

@@ -10,6 +10,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, Lo
 from fintune import machine
 from fintune.data.load import TaskData
 from fintune.errors import UserError
+from fintune.model.wheel import find_model, weights_of
 from fintune.recipe.identity import identity
 from fintune.recipe.layers import TINY, read_layer
 from fintune.recipe.task import TASK_KEYS, make_task
@@ -64,7 +65,8 @@ class Baseline:
         """
         seed = None if self.script == "train_linear.py" else layer.get("seed", DEFAULT_SEED)
         task = make_task({key: layer[key] for key in TASK_KEYS if key in layer}, str(self.recipe))
-        return identity(layer | {"seed": seed}, task, data.sha256)
+        weights = weights_of(self.model, self.revision, layer.get("wheel")) if self.model else None
+        return identity(layer | {"seed": seed}, task, data.sha256, weights)
 
     @classmethod
     def of(cls, recipe: Path) -> "Baseline":
@@ -91,6 +93,13 @@ def cannot_run(baseline: Baseline) -> str | None:
         return None
     if Path(model).is_dir():
         return None if any(Path(model).glob("*.safetensors")) else f"no safetensors in {model}"
+    wheel = read_layer(baseline.recipe).get("wheel")
+    if weights_of(model, baseline.revision, wheel):
+        try:
+            find_model(model, baseline.revision, wheel)
+        except UserError as error:
+            return str(error)
+        return None
     online = machine.hub_reachable()
     try:
         hf_hub_download(model, "config.json", revision=baseline.revision, local_files_only=not online)
@@ -120,17 +129,12 @@ def cannot_read(baseline: Baseline, data: TaskData) -> str | None:
 
 
 def finished(folder: Path, expected: dict) -> str | None:
-    """A message when a folder holds the result of a run with the expected identity; None when it must run.
-
-    evaluate.py names no script, and its flags for scoring are not compared.
-    """
+    """A message when a folder holds the result of a run with the expected identity; None when it must run."""
     try:
         result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         found, accuracy = result["identity"], result["test"]["accuracy"]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         return None
-    if "script" not in expected:
-        found = {key: found.get(key) for key in expected}
     if found != expected:
         return None
     return f"finished, accuracy {accuracy:.4f}; delete {folder} to train it again"
