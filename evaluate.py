@@ -62,7 +62,7 @@ def trained_run(folder: Path, split: str, flags: list[str]) -> None:
         result[key] = trained[key]  # those of the training
     suffix = ("" if split == "test" else f"-{split}") + ("-flags" if flags else "")
     save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe
-    print_result(result)
+    print_result(result, folder)
     tracking.log_result(recipe, result, predictions)
 
 
@@ -89,7 +89,7 @@ def zero_shot(target: str, task_path: str, split: str, flags: list[str]) -> None
     result = make_result(recipe, data, metrics, split, model=summary, training=None)
     folder = Path("runs", recipe.task.task, recipe.name)
     save_result(folder, result, predictions, "" if split == "test" else f"-{split}")
-    print_result(result)
+    print_result(result, folder)
     tracking.log_result(recipe, result, predictions)
 
 

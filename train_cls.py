@@ -67,7 +67,7 @@ def main(argv: list[str]) -> None:
     metrics, predictions = evaluate(scorer, task, data, calibration["temperature"])
     result = make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
     save_run(recipe, result, predictions, trainer.model, tokenizer)
-    print_result(result)
+    print_result(result, recipe.folder)
     tracking.log_result(recipe, result, predictions)
 
 

@@ -97,7 +97,7 @@ def main(argv: list[str]) -> None:
     metrics, predictions = evaluate(scorer, task, data, calibration["temperature"])
     result = make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
     save_run(recipe, result, predictions)
-    print_result(result)
+    print_result(result, recipe.folder)
     tracking.log_result(recipe, result, predictions)
 
 

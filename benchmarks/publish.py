@@ -31,7 +31,7 @@ def main() -> None:
     name = args.name
     if args.run:
         with redirect_stdout(io.StringIO()) as said:
-            print_result(read_result(args.run))
+            print_result(read_result(args.run), args.run)
         replace_block(measure.ROOT / "README.md", "run", f"```\n{said.getvalue().strip()}\n```")
     for mark, page, ending, table in (
         ("stock", "speed.md", "", stock),

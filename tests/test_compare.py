@@ -338,14 +338,19 @@ def test_readme_block(runs, tmp_path):
     readme = tmp_path / "README.md"
     before, after = "# Über\r\n\nkept <!-- other -->\n", "\n\nkept too, no newline at the end"
     readme.write_bytes(f"{before}{BEGIN}\nold{END}{after}".encode())
+    table = {"row": "x", "accuracy": 0.9, "table": {"qwen3-8b": 0.8415}}
+    write_run(runs / "best", set(), recipe=RECIPE | {"lora_r": 4}, name="best", model={"base": "a/model"}, paper=table)
+    edit(runs / "better/metrics.json", '"base": "tiny"', '"base": "some/model"')
     compare(runs, readme)
     once = readme.read_bytes()
     compare(runs, readme)
     assert readme.read_bytes() == once
     text = once.decode()
     assert text.startswith(before + BEGIN) and text.endswith(END + after) and "old" not in text
-    for said in ("mirror data", "sha256 abababababab", "Some CPU, 2 cores, no GPU", "| tiny |", "0.9833", "invented"):
+    for said in ("mirror data", "sha256 abababababab", "Some CPU, 2 cores, no GPU", "0.9833", "invented"):
         assert said in text, said
+    assert "| best | 1.0000 (0.9000 to 1.0000) | +1.7, inside noise |" in text  # over `better`
+    assert "| tiny |" not in text and "| qwen3-8b | not run | – |" in text and "| 0.8415 |" in text
 
 
 def test_the_results_page_holds_every_pair_and_the_commit(runs, tmp_path):

@@ -39,8 +39,12 @@ def test_the_interval_is_that_of_a_binomial():
     exact = binom.ppf([0.025, 0.975], 969, 814 / 969) / 969
     assert [low, high] == pytest.approx(exact, abs=0.002)
     assert high - low == pytest.approx(2 * 0.023, abs=0.002)
-    assert accuracy_interval(correct) == [low, high]
-    assert accuracy_interval(np.ones(5, dtype=bool)) == [1.0, 1.0]
+
+
+def test_the_interval_holds_at_the_border():
+    """All of 41 right is not certainty: Wilson's lower end there is n / (n + z^2)."""
+    assert accuracy_interval(np.ones(41, dtype=bool)) == pytest.approx([41 / (41 + 1.959964**2), 1.0])
+    assert accuracy_interval(np.zeros(41, dtype=bool)) == pytest.approx([0.0, 1 - 41 / (41 + 1.959964**2)], abs=1e-9)
 
 
 def test_calibration_error_of_a_calibrated_and_a_boasting_model():

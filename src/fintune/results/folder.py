@@ -19,7 +19,7 @@ from fintune.results.verify import SCHEMA
 def make_result(recipe: Recipe, data: TaskData, metrics: dict, split: str = "test", **more) -> dict:
     """The content of metrics.json: what was measured, on which rows, model, machine and versions."""
     task, row = recipe.task, recipe.run_args.paper_row
-    paper = task.paper.get(row) if data.source != "sample" else None
+    paper = task.paper if data.source != "sample" else {}
     return {
         "schema": SCHEMA,
         "task": task.task,
@@ -29,7 +29,7 @@ def make_result(recipe: Recipe, data: TaskData, metrics: dict, split: str = "tes
         "data": data.summary() | {"license": task.license, "labels": task.names},
         "split": split,
         split: metrics,
-        "paper": {"row": row, "accuracy": paper} if paper else None,
+        "paper": {"row": row, "accuracy": paper.get(row), "table": paper} if paper else None,
         "machine": machine.description(),
         "peak_memory_gib": machine.peak_memory_gib(),
         **more,

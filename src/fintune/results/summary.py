@@ -1,39 +1,88 @@
-"""The table at the end of a run, and what a model's own answers tell."""
+"""The end of a run: its figures beside what is simplest, where it is weak, where it lies, what to type next."""
+
+import sys
+from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
 
+WEAK_F1 = 0.7  # a class below it is named
 
-def print_result(result: dict) -> None:
-    """Print a run's figures, the paper's where there is one, and a note where the rows are invented."""
-    split, test = result["split"], result[result["split"]]
+
+def print_result(result: dict, folder: Path) -> None:
+    """Print a run's figures and what they tell.
+
+    Args:
+        folder: of the run.
+    """
+    test = result[result["split"]]
+    where = f"{result['split']}, {test['rows']:,} rows ({result['data']['source']})"
+    table = Table(title=f"{result['task']}: {result['name']} on {where}", title_justify="left", show_header=False)
+    table.add_column()
+    table.add_column(justify="right")
+    table.add_column()
     low, high = test["accuracy_interval"]
-    table = Table(
-        title=f"{result['task']}: {result['name']} on {split}, {test['rows']} rows ({result['data']['source']})"
-    )
-    table.add_column("figure")
-    table.add_column("this run", justify="right")
-    rows = {
-        "accuracy": test["accuracy"],
-        f"  on {test['rows_clean']} rows not in training": test["accuracy_clean"],
-        "macro F1": test["macro_f1"],
-        "MCC": test["mcc"],
-        "log-loss": test["log_loss"],
-        "ECE, calibrated": test["ece"],
-        "ECE before": test["ece_uncalibrated"],
-    }
-    for name, value in rows.items():
-        table.add_row(name, f"{value:.4f}")
-        if name == "accuracy":
-            table.add_row("  95 % interval", f"{low:.4f} to {high:.4f}")
-    table.add_row("rows per second", f"{test['rows_per_second']:.1f}")
+    table.add_row("accuracy", f"{test['accuracy']:.4f}", f"95 % interval {low:.4f} to {high:.4f}")
+    if test["rows_clean"] < test["rows"]:
+        repeats = test["rows"] - test["rows_clean"]
+        table.add_row("  clean", f"{test['accuracy_clean']:.4f}", f"without {repeats:,} rows that training also holds")
+    for name, other in test["simple"].items():
+        table.add_row(f"  {name}", f"{other['accuracy']:.4f}", verdict(test["accuracy"], other))
     if result["paper"] and result["paper"]["accuracy"]:
-        table.add_row(f"paper's accuracy ({result['paper']['row']})", f"{result['paper']['accuracy']:.4f}")
+        table.add_row("  the paper's", f"{result['paper']['accuracy']:.4f}", result["paper"]["row"])
+    table.add_row("macro F1", f"{test['macro_f1']:.4f}", "")
+    table.add_row("ECE", f"{test['ece']:.4f}", f"{test['ece_uncalibrated']:.4f} before calibration")
+    table.add_row("log-loss, nats", f"{test['log_loss']:.4f}", "")
+    table.add_row("rows per second", f"{test['rows_per_second']:,.0f}", "")
     Console().print(table)
+    for line in [*weak_classes(test["per_class"]), *advice(result)]:
+        print(line)
+    print(f"run: {folder}")
+    if result["script"] in ("train_sft.py", "train_cls.py"):
+        print(f"next: {_command()} predict {folder} FILE.csv -o labelled.csv")
+
+
+def verdict(accuracy: float, other: dict) -> str:
+    """Whether a run differs from a simpler model, by McNemar's exact test on the same rows."""
+    if other["p"] >= 0.05:
+        return f"no real difference (p {other['p']:.2f})"
+    p = "< 0.0001" if other["p"] < 1e-4 else f"{other['p']:.4f}"
+    return f"this run is {'better' if accuracy > other['accuracy'] else 'worse'} (p {p})"
+
+
+def weak_classes(per_class: dict) -> list[str]:
+    """A line for each of the three weakest classes whose F1 is low, and how many more there are."""
+    weak = sorted((c for c in per_class.items() if c[1]["rows"] and c[1]["f1"] < WEAK_F1), key=lambda c: c[1]["f1"])
+    lines = [
+        f"weak: {name}, precision {found['precision']:.2f}, recall {found['recall']:.2f} of {found['rows']} rows"
+        for name, found in weak[:3]
+    ]
+    more = len(weak) - len(lines)
+    return lines + [f"and {more} more below an F1 of {WEAK_F1}: `per_class` in metrics.json"] * bool(more)
+
+
+def advice(result: dict) -> list[str]:
+    """What a reader should know of this result beyond its figures."""
+    test = result[result["split"]]
+    majority = test["simple"].get("majority class")
+    lines = []
     if result["data"]["source"] == "sample":
-        print("The sample's rows are invented: this shows that the method runs, not how well it labels finance.")
+        lines += ["The sample's rows are invented: this shows that the method runs, not how well it labels finance."]
+    trained = result["training"] is not None and majority is not None
+    if trained and (test["accuracy"] <= majority["accuracy"] or majority["p"] >= 0.05):
+        lines += [
+            f"No better than always answering {majority['label']!r}: the model has not learnt the task. Try more "
+            "--num_train_epochs, a higher --learning_rate, `class_weights: balanced` in the task's YAML, or more rows."
+        ]
     if explanation := explain_greedy(test.get("greedy_label_rate")):
-        print(explanation)
+        lines += [explanation]
+    return lines
+
+
+def _command() -> str:
+    """`fintune` as it must be typed here."""
+    script = Path(sys.executable).with_name("fintune")
+    return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else "fintune"
 
 
 def explain_greedy(report: dict | None) -> str | None:

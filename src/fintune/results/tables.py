@@ -8,10 +8,12 @@ from rich.text import Text
 
 from fintune.errors import UserError
 from fintune.files import replace_block, write_text
+from fintune.recipe.layers import TINY
 from fintune.results.cells import Cell, Group
 from fintune.results.runs import LeftOut, machine_of, number_at
 
 MARK = "compare"  # of the block in the README
+QWEN = "qwen3-8b"  # the paper's model
 RULE = (
     "A difference is called real when both tests say so at 5 %: exact McNemar, corrected by Holm over the table's "
     "pairs, and a bootstrap interval over rows (and seeds) that excludes zero. Everything else is inside noise."
@@ -31,7 +33,7 @@ def heading(group: Group) -> str:
 def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | None]]]]:
     """Headers, and for each cell (text, note, number to sort by) in every column."""
     headers = ["run", "model", "parameters", "trained", "epochs", "accuracy (95 % interval)", "clean", "macro F1"]
-    headers += ["rows/s", "training, s", "peak, GiB", "paper", "difference, points"]
+    headers += ["ECE", "rows/s", "training, s", "peak, GiB", "paper", "difference, points"]
     machines = group.machines
     rows = []
     for cell in group.cells:
@@ -50,7 +52,10 @@ def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | No
             (short(trained), "", trained),
             (as_text(epochs, ".3g"), "", epochs),
             (f"{accuracy:.4f}", interval, accuracy),
-            *((as_text(cell.metric(key), ".4f"), "", cell.metric(key)) for key in ("accuracy_clean", "macro_f1")),
+            *(
+                (as_text(cell.metric(key), ".4f"), "", cell.metric(key))
+                for key in ("accuracy_clean", "macro_f1", "ece")
+            ),
             (_speed(cell.metric("rows_per_second")), "", cell.metric("rows_per_second")),
             (as_text(seconds, ",.0f" if seconds is not None and seconds >= 10 else ".2g"), "", seconds),
             (f"{memory:.1f} {kind}" if memory is not None else "–", "", memory),
@@ -65,11 +70,16 @@ def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | No
 
 
 def base_name(result: dict) -> str:
-    """The base model's name; of a local path only the last part, since the rest may be private."""
-    base = (result.get("model") or {}).get("base")
+    """The base model's name, and where its weights come from if not from the Hub.
+
+    Of a local path only the last part is given, since the rest may be private.
+    """
+    model = result.get("model") or {}
+    base, weights = model.get("base"), model.get("weights")
     if not isinstance(base, str):
         return "–"
-    return Path(base).name if base.startswith(("/", "~", ".")) else base
+    name = Path(base).name if base.startswith(("/", "~", ".")) else base
+    return f"{name} (weights of {weights})" if weights else name
 
 
 def _paper_difference(cell: Cell) -> tuple[str, str]:
@@ -223,12 +233,8 @@ def update_readme(path: Path, groups: list[Group]) -> None:
     """
     parts = ["<!-- written by `fintune compare --readme`; edits here are overwritten -->", ""]
     for group in models(groups):
-        parts += [
-            *markdown_table(*short_table(group)),
-            "",
-            f"*{_escape(heading(group))}, commit {commits(group)}.*",
-            "",
-        ]
+        headers, rows = short_table(group)
+        parts += [*markdown_table(headers, rows), "", f"*{_escape(heading(group))}, commit {commits(group)}.*", ""]
     replace_block(path, MARK, "\n".join(parts))
 
 
@@ -263,14 +269,31 @@ def commit_of(machine: dict) -> str:
 
 
 def short_table(group: Group) -> tuple[list[str], list[list[str]]]:
-    """Headers and rows of the README: what was reached, how fast, and what the paper reports."""
-    headers = [f"{group.task}, {group.rows:,} test rows", "accuracy (95 % interval)", "clean", "macro F1", "rows/s"]
+    """Headers and rows of the README: each model beside the next best, with the verdict of their paired test.
+
+    `tiny`, the smoke test, is left out. Qwen3-8B is always there, for the paper's figure.
+    """
+    headers = [f"{group.task}, {group.rows:,} test rows", "accuracy (95 % interval)", "over the next, points"]
+    headers += ["clean", "macro F1", "ECE", "rows/s", "training", "the paper's"]
+    shown = [i for i, cell in enumerate(group.cells) if cell.runs[0].result["model"]["base"] != TINY]
     rows = []
-    for cell in group.cells:
-        low, high = cell.interval
-        figures = [f"{cell.metric('accuracy'):.4f} ({low:.4f} to {high:.4f})"]
-        figures += [as_text(cell.metric(key), ".4f") for key in ("accuracy_clean", "macro_f1")]
-        rows.append([cell.label, *figures, _speed(cell.metric("rows_per_second"))])
-        if any(each.paper for each in group.cells):
-            rows[-1].append(as_text(cell.paper, ".4f"))
-    return headers + ["the paper's accuracy"] * any(cell.paper for cell in group.cells), rows
+    for place, i in enumerate(shown):
+        cell, (low, high) = group.cells[i], group.cells[i].interval
+        seeds = f"; {len(cell.runs)} seeds" if len(cell.runs) > 1 else ""
+        row = [cell.label, f"{cell.metric('accuracy'):.4f} ({low:.4f} to {high:.4f}{seeds})", "–"]
+        if place + 1 < len(shown):
+            pair = group.pair(i, shown[place + 1])
+            row[-1] = f"{points(pair.difference)}, {'real' if pair.real else 'inside noise'}"
+        row += [as_text(cell.metric(key), ".4f") for key in ("accuracy_clean", "macro_f1", "ece")]
+        row += [_speed(cell.metric("rows_per_second")), _duration(cell.mean("training", "train_runtime"))]
+        rows.append([*row, as_text(cell.paper, ".4f")])
+    papers = (group.first.result["paper"] or {}).get("table") or {}
+    if QWEN in papers and not any(cell.label == QWEN for cell in group.cells):
+        rows.append([QWEN, "not run", *["–"] * (len(headers) - 3), f"{papers[QWEN]:.4f}"])
+    return headers, rows
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"

@@ -10,6 +10,7 @@ from fintune.recipe.task import Task
 from fintune.scoring.calibration import fit_temperature, scaled
 from fintune.scoring.curves import expected_calibration_error
 from fintune.scoring.metrics import LabelMetrics
+from fintune.scoring.simple import simple_models
 
 
 class Encoder(Protocol):
@@ -51,9 +52,9 @@ def evaluate(
         temperature: what calibrates the probabilities; see fintune/scoring/calibration.py.
 
     Returns:
-        (metrics, predictions): metrics of `LabelMetrics` with `accuracy_clean`, `ece_uncalibrated`, speed and
-        `texts_truncated`; one prediction a row: file, line, text, label, prediction, clean, calibrated probabilities
-        by label name.
+        (metrics, predictions): metrics of `LabelMetrics` with `accuracy_clean`, `ece_uncalibrated`, speed,
+        `texts_truncated` and what `simple` models reach on the same rows; one prediction a row: file, line, text,
+        label, prediction, clean, calibrated probabilities by label name.
     """
     rows = data.splits[split]
     truncated_before, started = scorer.encoder.truncated_texts, time.perf_counter()
@@ -68,6 +69,7 @@ def evaluate(
     metrics["accuracy_clean"], metrics["rows_clean"] = float(correct[clean].mean()), int(sum(clean))
     metrics["seconds"], metrics["rows_per_second"] = seconds, len(rows) / seconds
     metrics["texts_truncated"] = scorer.encoder.truncated_texts - truncated_before
+    metrics["simple"] = simple_models(task, data, split, correct)
     metrics |= scorer.further_metrics(rows["text"])
     predictions = [
         {

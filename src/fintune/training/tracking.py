@@ -90,7 +90,7 @@ def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
     scalars = {f"{split}/{key}": value for key, value in metrics.items() if isinstance(value, int | float)}
     low, high = metrics["accuracy_interval"]
     run.summary.update({**scalars, f"{split}/accuracy_low": low, f"{split}/accuracy_high": high})
-    if result["paper"]:
+    if result["paper"] and result["paper"]["accuracy"]:
         run.summary["paper/accuracy"] = result["paper"]["accuracy"]
     config = {"recipe": dump_recipe(recipe), "data": result["data"], "base": result["model"]}
     config["machine"] = result["machine"]  # the commit too
