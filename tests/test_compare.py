@@ -326,6 +326,12 @@ def test_it_writes_page_and_markdown(runs, capsys):
     assert "http" not in page.replace("http-equiv", "").replace("http://www.w3.org/2000/svg", "")
 
 
+def test_a_machine_that_runs_shared_says_how_many(runs):
+    edit(runs / "better/metrics.json", '"cores": 2', '"cores": 2, "runs_at_once": 8')
+    machines = compare_runs(runs)[0][0].machines
+    assert machines == ["Some CPU, 2 cores, no GPU, 8 runs at once", "Some CPU, 2 cores, no GPU"]
+
+
 def test_nothing_to_compare(tmp_path):
     with pytest.raises(UserError, match="no finished run to compare"):
         compare(tmp_path)

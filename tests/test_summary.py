@@ -34,7 +34,7 @@ def result_of(answers: np.ndarray, truth: np.ndarray, **changes) -> dict:
         "simple": simple_models(TASK, data_of(TEXTS * 10, LABELS * 10), "test", answers == truth),
     }
     result = {"task": "toy", "name": "mine", "script": "train_sft.py", "split": "test", "test": test, "paper": None}
-    return result | {"data": {"source": "file"}, "training": {"epoch": 3}} | changes
+    return result | {"data": {"source": "file"}, "training": {"epoch": 3}, "model": {"base": "tiny"}} | changes
 
 
 TRUTH = np.array(LABELS * 10)

@@ -19,6 +19,7 @@ from fintune.errors import UserError
 # torch, transformers and huggingface_hub take seconds to import: only the functions that need them do
 
 GIB = 2**30
+RUNS_AT_ONCE = "FINTUNE_RUNS_AT_ONCE"  # set for processes that share this machine with others of the same suite
 
 # (free GPU memory in GiB, recipe, flags, what it is): the first that fits is taken
 GPU_TIERS = [
@@ -167,6 +168,7 @@ def description() -> dict:
         "processor": _processor(),
         "cores": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "runs_at_once": int(os.environ.get(RUNS_AT_ONCE, 1)),
         "python": platform.python_version(),
         "versions": {name: found for name in packages if (found := _version(name))},
         "git": _git_commit(),

@@ -216,7 +216,7 @@ def _read_predictions(path: Path, labels: list[str]) -> tuple[list, np.ndarray, 
 
 
 def machine_of(result: dict) -> str:
-    """Processor, cores and GPU of a result, in words."""
+    """Processor, cores and GPU of a result, and how many runs shared them, in words."""
     machine = result.get("machine") or {}
     cores = machine.get("cores")
     parts = (
@@ -224,7 +224,8 @@ def machine_of(result: dict) -> str:
         "1 core" if cores == 1 else f"{cores or '?'} cores",
         machine.get("gpu") or "no GPU",
     )
-    return printable(", ".join(map(str, parts)))
+    shared = machine.get("runs_at_once", 1)
+    return printable(", ".join(map(str, parts)) + f", {shared} runs at once" * (shared > 1))
 
 
 def number_at(values: object, *keys: str) -> float | None:

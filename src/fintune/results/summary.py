@@ -64,11 +64,11 @@ def weak_classes(per_class: dict) -> list[str]:
 def advice(result: dict) -> list[str]:
     """What a reader should know of this result beyond its figures."""
     test = result[result["split"]]
-    majority = test["simple"].get("majority class")
+    majority = test["simple"]["majority class"]
     lines = []
     if result["data"]["source"] == "sample":
         lines += ["The sample's rows are invented: this shows that the method runs, not how well it labels finance."]
-    trained = result["training"] is not None and majority is not None
+    trained = result["training"] is not None and result["model"]["base"] != "majority"
     if trained and (test["accuracy"] <= majority["accuracy"] or majority["p"] >= 0.05):
         lines += [
             f"No better than always answering {majority['label']!r}: the model has not learnt the task. Try more "
