@@ -39,9 +39,9 @@ MUTANTS = [
     ),
     (
         "rows left in the order of their lengths",
-        "src/fintune/scoring/encoder_scorer.py",
-        "scores[[start + row for row in at_once]] = probabilities",
-        "scores[start + len(rows) - len(order) - len(at_once) :][: len(at_once)] = probabilities",
+        "src/fintune/model/encoder.py",
+        "yield [start + row for row in at_once], ",
+        "yield sorted(start + row for row in at_once), ",
         "tests/test_baselines.py",
     ),
     (

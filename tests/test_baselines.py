@@ -4,14 +4,17 @@ import json
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from conftest import ROOT, script
 from safetensors.torch import load_file, save_file
+from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    AutoModel,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertConfig,
@@ -30,10 +33,14 @@ from transformers import (
     pipeline,
 )
 
+from fintune.data.load import load_data
 from fintune.deploy.classifier import Classifier
 from fintune.deploy.export import export
 from fintune.errors import Stopped, UserError
+from fintune.model.embedding import Embedder, load_embedder, mean_pooled
 from fintune.model.encoder import EncoderArguments, EncoderInput, check_tokenizer, load_encoder
+from fintune.model.load import base_fingerprint
+from fintune.recipe.layers import read_task
 from fintune.recipe.recipe import parse_recipe
 from fintune.scoring.encoder_scorer import EncoderScorer
 from fintune.training import session
@@ -344,6 +351,83 @@ def test_linear_models(name, task_folder):
         assert result["test"]["accuracy"] > 0.9
         best = max(entry["eval_accuracy"] for entry in result["training"]["log"])
         assert result["training"]["best_eval_accuracy"] == best
+
+
+def frozen(base: str, *lines: str) -> list[str]:
+    """Words of train_linear.py for the frozen MiniLM's recipe on another encoder."""
+    recipe = [f"extends: {ROOT}/configs/baselines/minilm-l6-frozen.yaml", f"model_name_or_path: {base}", *lines]
+    Path("frozen.yaml").write_text("\n".join([*recipe, "model_revision: null", "report_to: none"]) + "\n")
+    return ["data/toy.yaml", "frozen.yaml"]
+
+
+def test_an_embedding_is_the_mean_over_a_texts_tokens_at_length_one(task_folder, texts):
+    base = save_encoder(task_folder / "base", "bert", texts)
+    mixed = ["up", *texts[:9], f"{texts[9]} {texts[10]}"]  # padded together, in no order of their lengths
+    found = load_embedder(base, None, 100, texts).transform(mixed)
+    tokenizer, model = AutoTokenizer.from_pretrained(base), AutoModel.from_pretrained(base).eval()
+    for row, text in zip(found, mixed, strict=True):
+        ids = torch.tensor([tokenizer(text)["input_ids"]])  # alone, and so without padding
+        with torch.no_grad():
+            mean = model(ids).last_hidden_state[0].numpy().mean(axis=0)
+        assert row == pytest.approx(mean / np.sqrt((mean**2).sum()), abs=1e-6)
+
+
+def test_what_stands_at_padding_does_not_reach_an_embedding():
+    states, mask = torch.randn(2, 5, 8), torch.tensor([[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]])
+    before = mean_pooled(states, mask)
+    states[0, 3:] = 1e4
+    torch.testing.assert_close(mean_pooled(states, mask), before)
+    torch.testing.assert_close(before[0], torch.nn.functional.normalize(states[0, :3].mean(dim=0), dim=0))
+
+
+def test_a_frozen_encoder_embeds_each_split_once_and_keeps_the_best_C(task_folder, texts, monkeypatch):
+    base, embedded, transform = save_encoder(task_folder / "base", "bert", texts), [], Embedder.transform
+    monkeypatch.setattr(Embedder, "transform", lambda self, texts: embedded.append(texts) or transform(self, texts))
+    script("train_linear").main(frozen(base, "C: [1e-6, 300, 1e-5]"))
+    data = load_data(read_task(Path("data/toy.yaml")))
+    splits = [list(data.splits[split]["text"]) for split in ("train", "validation", "test")]
+    assert [list(each) for each in embedded] == splits
+
+    folder = task_folder / "runs/toy/frozen"
+    result = json.loads((folder / "metrics.json").read_text())
+    accuracies = {entry["C"]: entry["eval_accuracy"] for entry in result["training"]["log"]}
+    assert accuracies[300] == max(accuracies.values()) == result["training"]["best_eval_accuracy"] > accuracies[1e-6]
+    embedder = load_embedder(base, None, 256, texts)
+    known, unknown = transform(embedder, splits[0]), transform(embedder, splits[2])
+    fitted = LogisticRegression(C=300, max_iter=1000).fit(known, data.splits["train"]["label"])
+    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
+    answers = [["Up", "Up or down", "Down"][label] for label in fitted.predict(unknown)]
+    assert [row["prediction"] for row in rows] == answers
+
+    summary, head = result["model"], 3 * 32 + 3
+    assert (summary["base"], summary["weights"], summary["fingerprint"]) == (base, None, base_fingerprint(base, None))
+    assert summary["trained_parameters"] == head
+    assert summary["parameters"] == AutoModel.from_pretrained(base).num_parameters() + head
+    assert result["test"]["texts_truncated"] == 0
+
+
+def test_a_frozen_encoder_honours_class_weights_and_truncates(task_folder, texts):
+    base = save_encoder(task_folder / "base", "bert", texts)
+    script("train_linear").main(frozen(base, "max_length: 6"))
+    result = json.loads((task_folder / "runs/toy/frozen/metrics.json").read_text())
+    assert result["test"]["texts_truncated"] == result["test"]["rows"]
+    args = SimpleNamespace(linear_model="embedding")
+    assert script("train_linear").build_classifier(args, 1.0, "balanced").class_weight == "balanced"
+
+
+def test_what_cannot_be_embedded_is_refused_in_one_line(task_folder, texts):
+    base = save_encoder(task_folder / "base", "bert", texts)
+    main = script("train_linear").main
+    for lines in (["linear_model: tfidf"], ["model_name_or_path: null"]):
+        with pytest.raises(UserError, match="embedding needs a model_name_or_path, and no other takes one"):
+            main(frozen(base, *lines))
+    weights = load_file(f"{base}/model.safetensors")
+    lacking = {key: value for key, value in weights.items() if "query.weight" not in key and "pooler" not in key}
+    save_file(lacking, f"{base}/model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"1 weights are missing or of the wrong shape, first .*query\.weight"):
+        main(frozen(base))
+    with pytest.raises(UserError, match="it has a decoder"):
+        main(frozen(save_encoder(task_folder / "t5", "t5", texts)))
 
 
 def test_an_encoder_with_other_weights_is_refused(task_folder, texts):

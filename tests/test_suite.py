@@ -157,7 +157,17 @@ def test_every_baseline_goes_to_the_script_that_parses_it(monkeypatch):
     }
     found = baselines.suite(None)
     names = {baseline.name for baseline in found}
-    assert {"majority", "tfidf", "bert-base", "roberta-base", "t5-base", "tiny", "qwen3-8b"} <= names
+    assert {
+        "majority",
+        "tfidf",
+        "minilm-l6-frozen",
+        "minilm-l6",
+        "bert-base",
+        "roberta-base",
+        "t5-base",
+        "tiny",
+        "qwen3-8b",
+    } <= names
     zero_shot = [baseline for baseline in found if baseline.script == "evaluate.py"]
     assert {(baseline.name, baseline.model) for baseline in zero_shot} == {
         ("qwen3-8b-zero-shot", "Qwen/Qwen3-8B"),

@@ -2,18 +2,21 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from conftest import SMALL, script
+from conftest import ROOT, SMALL, script
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from fintune.errors import UserError
 from fintune.files import sha256
 from fintune.model import wheel as wheel_module
 from fintune.model.wheel import find_model, weights_of
+from fintune.recipe.layers import read_layer
+from fintune.results.suite import Baseline, cannot_run
 
 HUB = "someone/some-model"
 HEADS, SIZES = 4, {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -126,3 +129,35 @@ def test_the_hub_comes_first_and_the_two_are_never_the_same_run(package, task_fo
     monkeypatch.setattr(wheel_module, "hub_reachable", lambda: True)
     assert find_model(HUB, "main", keys) == (HUB, None)
     assert find_model(str(task_folder), None, keys) == (str(task_folder), None)  # a folder is a model like any other
+
+
+@pytest.mark.parametrize("name", ["minilm-l6", "minilm-l6-frozen"])
+def test_safetensors_are_read_where_the_package_keeps_them(name, task_folder, monkeypatch):
+    """And a suite knows before it trains whether it would read them or the Hub's."""
+    monkeypatch.setattr(wheel_module, "_on_hub", lambda model, revision: False)
+    site = task_folder / "site"
+    monkeypatch.syspath_prepend(site)
+    kept = {"package": "toy-encoder", "version": "1.2", "file": "toy_encoder/model/model.safetensors", "sha256": "0"}
+    recipe = task_folder / f"{name}.yaml"
+    recipe.write_text(f"extends: {ROOT}/configs/baselines/{name}.yaml\nwheel: {json.dumps(kept)}\n")
+    assert cannot_run(Baseline.of(recipe)).endswith("is not installed; pip install toy-encoder==1.2, or connect")
+
+    weights = site / kept["file"]
+    weights.parent.mkdir(parents=True)
+    weights.write_bytes(b"weights")
+    (site / "toy_encoder-1.2.dist-info").mkdir()
+    (site / "toy_encoder-1.2.dist-info/METADATA").write_text("Name: toy-encoder\nVersion: 1.2\n")
+    assert "SHA-256 is" in cannot_run(Baseline.of(recipe))
+    recipe.write_text(recipe.read_text().replace('"0"', f'"{sha256(weights)}"'))
+    baseline = Baseline.of(recipe)
+    assert cannot_run(baseline) is None
+    layer = read_layer(Path("data/toy.yaml")) | read_layer(recipe)
+    found = find_model(baseline.model, baseline.revision, layer["wheel"])
+    assert found == (str(weights.parent), "toy-encoder 1.2")
+
+    rows = SimpleNamespace(sha256="of the rows")
+    packaged = baseline.identity(layer, rows)
+    assert packaged["seed"] == (None if name.endswith("frozen") else 42)
+    monkeypatch.setattr(wheel_module, "_on_hub", lambda model, revision: True)
+    assert packaged == baseline.identity(layer, rows) | {"weights": "toy-encoder 1.2"}
+    assert "weights" not in baseline.identity(layer, rows)

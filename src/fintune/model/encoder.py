@@ -1,13 +1,16 @@
 """An encoder with a classification head, and the token ids that it reads."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
 from datasets import Dataset
 from tokenizers import Tokenizer
+from tqdm.auto import tqdm
 from transformers import (
     AutoConfig,
     AutoModelForSequenceClassification,
+    BatchEncoding,
     PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -19,6 +22,8 @@ from fintune.errors import UserError
 from fintune.model.load import missing_model
 from fintune.recipe.recipe import ModelArguments
 from fintune.recipe.task import Task
+
+AT_ONCE = 8192  # texts that are tokenised and sorted together: memory does not grow with their number
 
 
 @dataclass(kw_only=True)
@@ -90,6 +95,29 @@ class EncoderInput:
                     )
         return rows
 
+    def batches(
+        self, texts: list[str], device: torch.device, progress: str | None = None
+    ) -> Iterator[tuple[list[int], BatchEncoding]]:
+        """Texts of like length together, padded, on the device.
+
+        Args:
+            progress: title of a progress bar; None shows none.
+
+        Yields:
+            (places in `texts`, `input_ids` and `attention_mask` of these, both (texts, tokens)).
+        """
+        tokens_per_batch = 4096 if device.type == "cpu" else 65536
+        with tqdm(total=len(texts), desc=progress, disable=progress is None) as bar:
+            for start in range(0, len(texts), AT_ONCE):
+                rows = self.encode(texts[start : start + AT_ONCE])
+                order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # little padding
+                while order:
+                    size = max(1, tokens_per_batch // max(1, len(rows[order[0]])))
+                    at_once, order = order[:size], order[size:]
+                    batch = self.tokenizer.pad({"input_ids": [rows[row] for row in at_once]}, return_tensors="pt")
+                    yield [start + row for row in at_once], batch.to(device)
+                    bar.update(len(at_once))
+
     def training_rows(self, rows: Dataset) -> Dataset:
         """`input_ids` and `labels` (the label id) of each row, in the rows' order."""
         return Dataset.from_dict({"input_ids": self.encode(rows["text"]), "labels": list(rows["label"])})
@@ -129,6 +157,22 @@ def check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: str, revision: str
         )
 
 
+def refuse_damaged(base: str, keys: Iterable[str]) -> None:
+    """Refuse an encoder without all of its own weights; those of a pooler are learnt with the head, or not read.
+
+    Args:
+        keys: names of the encoder's weights that are missing or of another shape.
+
+    Raises:
+        UserError: one is not the pooler's.
+    """
+    damaged = sorted(key for key in keys if "pooler." not in key)
+    if damaged:
+        raise UserError(
+            f"model {base}: {len(damaged)} weights are missing or of the wrong shape, first {damaged[0]}; fetch again"
+        )
+
+
 def load_encoder(base: str, revision: str | None, task: Task, device: torch.device, seed: int) -> PreTrainedModel:
     """The encoder in float32 with a new head whose outputs are in the order of the task's labels.
 
@@ -160,11 +204,7 @@ def load_encoder(base: str, revision: str | None, task: Task, device: torch.devi
     inner = f"{model.base_model_prefix}."
     missing = sorted(loading["missing_keys"])
     wrong = [str(key[0] if isinstance(key, tuple) else key) for key in loading["mismatched_keys"]]
-    damaged = [key for key in (*missing, *wrong) if key.startswith(inner) and ".pooler." not in key]
-    if damaged:
-        raise UserError(
-            f"model {base}: {len(damaged)} weights are missing or of the wrong shape, first {damaged[0]}; fetch again"
-        )
+    refuse_damaged(base, [key for key in (*missing, *wrong) if key.startswith(inner)])
     if any(name.endswith("ForSequenceClassification") for name in stored.architectures or ()):
         # its outputs are another task's labels in another order (FinBERT: positive, negative, neutral)
         outputs = [module for module in model.modules() if isinstance(module, torch.nn.Linear)][-1]

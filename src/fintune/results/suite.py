@@ -26,7 +26,7 @@ class Baseline:
 
     Attributes:
         script: trains the recipe; evaluate.py scores the recipe's model without training it.
-        model: name or folder of what is downloaded or read; None for a linear model, `tiny` for what is built.
+        model: name or folder of what is downloaded or read; None where there is none, `tiny` for what is built.
     """
 
     recipe: Path

@@ -4,12 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
 from fintune.model.encoder import EncoderInput
-
-AT_ONCE = 8192  # texts that are tokenised and sorted together: memory does not grow with their number
 
 
 class EncoderScorer:
@@ -25,23 +22,12 @@ class EncoderScorer:
         Args:
             progress: title of a progress bar; None shows none.
         """
-        tokens_per_batch = 4096 if self.model.device.type == "cpu" else 65536
         scores = np.empty((len(texts), self.model.config.num_labels))
         training = self.model.training
         self.model.eval()
-        with tqdm(total=len(texts), desc=progress, disable=progress is None) as bar:
-            for start in range(0, len(texts), AT_ONCE):
-                rows = self.encoder.encode(texts[start : start + AT_ONCE])
-                order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # little padding
-                while order:
-                    size = max(1, tokens_per_batch // max(1, len(rows[order[0]])))
-                    at_once, order = order[:size], order[size:]
-                    ids = {"input_ids": [rows[row] for row in at_once]}
-                    batch = self.encoder.tokenizer.pad(ids, return_tensors="pt")
-                    logits = self.model(**batch.to(self.model.device)).logits
-                    probabilities = torch.softmax(logits.double(), dim=-1).cpu().numpy()
-                    scores[[start + row for row in at_once]] = probabilities
-                    bar.update(len(at_once))
+        for places, batch in self.encoder.batches(texts, self.model.device, progress):
+            logits = self.model(**batch).logits
+            scores[places] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
         self.model.train(training)
         return scores
 

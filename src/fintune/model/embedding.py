@@ -1,0 +1,77 @@
+"""Texts as vectors of a frozen encoder: the mean of its last hidden states, scaled to length 1.
+
+It is what sentence-transformers computes for all-MiniLM-L6-v2 (its `1_Pooling` and `2_Normalize`), after Reimers and
+Gurevych, Sentence-BERT, https://arxiv.org/abs/1908.10084.
+"""
+
+import numpy as np
+import torch
+from transformers import AutoModel, PreTrainedModel
+
+from fintune.errors import UserError
+from fintune.model.encoder import EncoderInput, check_tokenizer, refuse_damaged
+from fintune.model.load import load_tokenizer, missing_model
+
+
+class Embedder:
+    """A frozen encoder in the place of scikit-learn's vectorizers.
+
+    Attributes:
+        encoder: turns texts into the token ids that the model reads.
+    """
+
+    def __init__(self, model: PreTrainedModel, encoder: EncoderInput):
+        self.model, self.encoder = model.eval().requires_grad_(False), encoder
+
+    @torch.no_grad()
+    def transform(self, texts: list[str]) -> np.ndarray:
+        """(texts, hidden size) in float64, in the order of `texts`; every row has length 1."""
+        vectors = np.empty((len(texts), self.model.config.hidden_size))
+        for places, batch in self.encoder.batches(list(texts), self.model.device, progress="embedding"):
+            states = self.model(**batch).last_hidden_state
+            vectors[places] = mean_pooled(states, batch["attention_mask"]).double().cpu().numpy()
+        return vectors
+
+
+def mean_pooled(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """The mean over a text's tokens, special ones included and padding left out, scaled to length 1.
+
+    Args:
+        states: (texts, tokens, hidden size).
+        mask: (texts, tokens), 0 where a token is padding.
+
+    Returns:
+        (texts, hidden size).
+    """
+    mask = mask.unsqueeze(-1).to(states.dtype)
+    return torch.nn.functional.normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
+
+
+def load_embedder(base: str, revision: str | None, max_length: int, texts: list[str]) -> Embedder:
+    """An encoder in float32 without a head, on the GPU where there is one.
+
+    Args:
+        max_length: tokens of a text with its special tokens; longer texts are truncated.
+        texts: what its tokenizer is checked on; see `check_tokenizer`.
+
+    Raises:
+        UserError: the model is missing, gated, pickled, has a decoder or lacks weights; its tokenizer is not its own.
+    """
+    tokenizer = load_tokenizer(base, revision)
+    check_tokenizer(tokenizer, base, revision, texts)
+    with missing_model(base):
+        model, loading = AutoModel.from_pretrained(
+            base,
+            revision=revision,
+            dtype=torch.float32,
+            attn_implementation="sdpa",
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    if model.config.is_encoder_decoder:
+        raise UserError(f"model {base}: it has a decoder, whose states are no embedding; take an encoder such as BERT")
+    refuse_damaged(base, loading["missing_keys"])
+    print(f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, frozen")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return Embedder(model.to(device), EncoderInput(tokenizer, model.config, max_length))
