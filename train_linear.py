@@ -13,15 +13,13 @@ from typing import Literal
 
 import numpy as np
 from sklearn.dummy import DummyClassifier
-from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import FunctionTransformer
 
 from fintune.data.load import load_data
-from fintune.data.splits import URL
 from fintune.errors import run
 from fintune.model.embedding import load_embedder
+from fintune.model.linear import word_classifier, word_features
 from fintune.model.load import model_summary
 from fintune.model.wheel import find_model
 from fintune.recipe.recipe import Recipe, RunArguments, parse_recipe
@@ -86,17 +84,12 @@ class LinearScorer:
         return {}
 
 
-def words(text: str) -> str:
-    """Lower case without links: each tweet ends in a link of its own, which tells nothing of another."""
-    return URL.sub(" ", text.lower())
-
-
 def build_features(args: LinearArguments, base: str | None, texts: list[str]):
     """What turns texts into a classifier's input; TF-IDF learns its words from the training texts."""
     if args.linear_model == "embedding":
         return load_embedder(base, args.model_revision, args.max_length, texts)
     if args.linear_model == "tfidf":
-        return TfidfVectorizer(preprocessor=words, ngram_range=(1, args.ngram_max), sublinear_tf=True).fit(texts)
+        return word_features(args.ngram_max).fit(texts)
     return FunctionTransformer()  # the texts as they are: the commonest label does not look at them
 
 
@@ -105,9 +98,7 @@ def build_classifier(args: LinearArguments, C: float | None, class_weights: str 
         return DummyClassifier(strategy="prior")
     if args.linear_model == "embedding":
         return LogisticRegression(C=C, max_iter=1000, class_weight=class_weights)
-    one = LogisticRegression(C=C, solver="liblinear", dual=True, tol=0.1, max_iter=1000, class_weight=class_weights)
-    # 20 small problems take seconds, one of 20 classes a minute
-    return OneVsRestClassifier(one)
+    return word_classifier(C, class_weights)
 
 
 def main(argv: list[str]) -> None:
