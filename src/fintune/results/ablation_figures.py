@@ -146,7 +146,7 @@ def by_rank(variants: list[Variant], left, right) -> None:
     for axes, title in ((left, TEST), (right, "gradient norm, median over steps")):
         _ticks(axes, {v.recipe["lora_r"]: str(v.recipe["lora_r"]) for v in variants}, own)
         axes.set(xlabel="rank", ylabel=title)
-    right.set_ylim(bottom=0)
+    right.set_ylim(0, 1.1 * max((v.gradient_norm for v in variants if v.gradient_norm), default=1))
 
 
 def by_rows(variants: list[Variant], axes) -> None:
@@ -200,19 +200,20 @@ def by_epochs(varied: list[str], variants: list[Variant], left, right) -> None:
     """Accuracy against the number of epochs, each run with a schedule of its own; and the runs' validation losses."""
     mine = sorted(variants, key=lambda v: v.recipe["num_train_epochs"])
     epochs = [v.recipe["num_train_epochs"] for v in mine]
-    left.errorbar(epochs, [v.cell.metric("accuracy") for v in mine], errors(mine), fmt="o-", color=PLAIN, capsize=3)
+    left.plot(epochs, [v.cell.metric("accuracy") for v in mine], color=COLOURS[-1], linewidth=1)
     _ticks(
         left, {count: f"{count:g}" for count in epochs}, {v.recipe["num_train_epochs"]: "\nrecipe" for v in _own(mine)}
     )
     left.set(xlabel="epochs of the run", ylabel=TEST)
     for number, variant in enumerate(mine):
-        curve = variant.curve("eval_loss")
-        if curve:
-            look = {"color": COLOURS[number % 5], "marker": MARKERS[number % 5], "label": name_of(variant, varied)}
-            right.plot(*zip(*curve, strict=True), **look)
+        look = {"color": COLOURS[number % 5], "marker": MARKERS[number % 5]}
+        place = [variant.recipe["num_train_epochs"]], [variant.cell.metric("accuracy")]
+        left.errorbar(*place, errors([variant]), capsize=3, **look)
+        if curve := variant.curve("eval_loss"):
+            right.plot(*zip(*curve, strict=True), label=name_of(variant, varied), **look)
     right.set_xlim(left=0)
     right.locator_params(axis="x", integer=True)
-    right.set(xlabel="epoch within the run", ylabel="validation loss, nats per label token")
+    right.set(xlabel="epoch within the run", ylabel="validation loss, nats per token")
 
 
 def _own(variants: list[Variant]) -> list[Variant]:
