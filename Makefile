@@ -36,7 +36,7 @@ results: $(READY) ## write the README's table and docs/results.md from the runs
 
 ablations: $(READY) ## answer the paper's open questions into docs/ablations.md [MODEL=auto] [SEEDS=1]; resumes
 	@$(BIN)/fintune ablations --model $(MODEL) --seeds $(SEEDS) $(ARGS); status=$$?; [ $$status -gt 1 ] || \
-		$(BIN)/fintune ablations --report $(ARGS) && exit $$status
+		$(BIN)/fintune ablations --report --model $(MODEL) $(ARGS) && exit $$status
 
 audit: $(READY) ## look for repeats, leaks and contradictions in a task's rows [TASK=sentiment]
 	@$(BIN)/fintune audit data/$(TASK).yaml

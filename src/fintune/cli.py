@@ -272,9 +272,6 @@ def ablations(
     ] = "auto",
     task: Annotated[str | None, option("NAME", "Task in place of the grids' own.", default="the grid's")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="Seeds of each grid that are run.")] = 1,
-    encoder: Annotated[
-        str | None, option("RECIPE", "A recipe of train_cls.py, such as configs/x.yaml.", default="bert-base")
-    ] = None,
     at_once: Annotated[
         int | None, typer.Option(min=1, help="Runs side by side.", show_default="a CPU's cores, 1 on a GPU")
     ] = None,
@@ -285,31 +282,36 @@ def ablations(
     seed: Annotated[int, typer.Option(help="Seed of the one run that --overlay asks for.")] = 42,
     report: Annotated[
         bool,
-        flag("--report", "Train nothing: write docs/ablations.md from runs/; needs pip install 'fintune[ablations]'."),
+        flag(
+            "--report",
+            "Train nothing: write docs/ablations.md on all questions from runs/, of --model or else of the model with "
+            "most runs; needs pip install 'fintune[ablations]'.",
+        ),
     ] = False,
 ) -> None:
     """Answer the paper's open questions with grids of runs.
 
     Each question is a YAML in configs/sweeps/. Runs land in runs/TASK/ablations/. Finished ones are skipped,
-    interrupted ones are resumed. Needs a checkout. Exit code 1: some runs failed.
+    interrupted ones are resumed, and of several side by side the longest start first. A GPU takes several too, as many
+    as its memory holds. Where all rows take too long, give a recipe of your own that `extends` one and states
+    `train_share: 0.25`; the report says how many rows were used. Needs a checkout. Exit code 1: some runs failed.
 
     \b
     Examples:
-      fintune ablations neftune rank --model tiny --seeds 5
+      fintune ablations neftune rank --model smollm2-135m --seeds 3 --at-once 8
       fintune ablations --overlay rank-16 --seed 42 --model tiny    as `wandb agent` calls it
-      fintune ablations --report
+      fintune ablations --report --model smollm2-135m
     """
     from fintune.results.ablations import run_ablations, write_report
 
     if report:
-        write_report(questions=questions or [], task=task)
+        write_report(model=model, task=task)
         return
     run_ablations(
         questions=questions or [],
         model=model,
         task=task,
         seeds=seeds,
-        encoder=encoder,
         at_once=at_once,
         overlay=overlay,
         seed=seed,

@@ -1,19 +1,26 @@
 """docs/ablations.md: what the runs of `fintune ablations` show, and what they do not."""
 
 import json
-from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
 from fintune.errors import UserError
 from fintune.files import write_text
+from fintune.model.kv_heads import shareable
+from fintune.recipe.identity import plain
 from fintune.recipe.layers import read_layer
 from fintune.results.ablation_figures import draw
-from fintune.results.ablation_variants import Variant, of_the_same_recipe, of_the_same_rows, read_variants
-from fintune.results.runs import LeftOut, read_runs
-from fintune.results.tables import as_text, base_name, markdown_table, points, short
-
-Columns = dict[str, Callable[[Variant], str]]  # header -> text of a variant
+from fintune.results.ablation_tables import answer, caption, decode_table, tables
+from fintune.results.ablation_variants import (
+    NONE,
+    Variant,
+    model_of,
+    of_the_same_recipe,
+    of_the_same_rows,
+    read_variants,
+    shape_of,
+)
+from fintune.results.runs import LeftOut, Run, read_runs
 
 
 def write(
@@ -22,15 +29,17 @@ def write(
     sweeps: dict[str, dict],
     overlays: Path,
     decoding: Path | None = None,
+    model: str | None = None,
     task: str | None = None,
 ) -> None:
-    """Write docs/ablations.md and docs/ablations/*.png, one section for each sweep that has runs.
+    """Write docs/ablations.md and docs/ablations/*.png: one section for each sweep, with or without runs.
 
     Args:
         runs: searched for runs/<task>/ablations/.
-        sweeps: name -> content of its YAML.
+        sweeps: name -> content of its YAML, in the order of the page.
         overlays: folder of the YAMLs that the sweeps name.
         decoding: a result of benchmarks/decode.py.
+        model: stem of the recipe that took the place of `auto`; None for the one of most runs.
         task: in place of the sweeps' task.
 
     Raises:
@@ -40,164 +49,118 @@ def write(
     found, others = of_the_same_rows([run for run in found if run.study])
     found, more = of_the_same_recipe(found, runs)
     left_out += others + more
-    sections, seen = [], {}
+    model = model or model_of(found, sweeps)
+    sections, used, answered = [], {}, 0
     for name, sweep in sweeps.items():
         parameters = sweep["parameters"] | ({"task": {"value": task}} if task else {})
-        variants = read_variants(found, parameters)
-        if not variants:
+        variants, strange = read_variants(found, parameters, model, overlays)
+        left_out += [left for left in strange if left not in left_out]
+        sections += ["", f"## {sweep['name']}", ""]
+        if len(variants) < 2:
+            how = f"make ablations{f' MODEL={model}' * bool(model)} ARGS={name}"
+            sections.append(f"**Not run**: {runs} has no two finished runs of it to compare; `{how}` trains them.")
             continue
-        names = [overlay for overlay in parameters["overlay"]["values"] if overlay != "none"]
-        varied = {key for overlay in names for key in read_layer(overlays / f"{overlay}.yaml")}
-        seen |= {id(run): run for variant in variants for run in variant.cell.runs}
+        answered += 1
+        used |= {run.path: run for variant in variants for run in variant.cell.runs}
+        varied = keys_of(parameters, overlays)
+        if "key_value_heads" in varied:
+            shape = _shape(runs / variants[0].cell.runs[0].path)
+            for variant in variants:
+                variant.shape = shape
         picture = docs / "ablations" / f"{name}.png"
         picture.parent.mkdir(parents=True, exist_ok=True)
         draw(sweep["name"], varied, variants, picture)
-        sections.append(section(sweep, varied, variants, picture.relative_to(docs)))
+        sections += section(sweep, varied, variants, picture.relative_to(docs), runs)
         if "key_value_heads" in varied and decoding and decoding.is_file():
-            sections[-1] += decode_table(json.loads(decoding.readas_text(encoding="utf-8")))
-    if not sections:
+            sections += decode_table(json.loads(decoding.read_text(encoding="utf-8")))
+        absent = [f"`{name}`" for name in not_run(parameters, variants, model, overlays)]
+        if absent:
+            sections += ["", f"**Not run**: {', '.join(absent)}; `make ablations` trains them, or says why it cannot."]
+    if not answered:
         raise UserError(f"{runs}: no finished run of an ablation; `make ablations` trains them")
     missing = [left for left in left_out if "ablations" in Path(left.path).parts]
-    lines = [*head(list(seen.values()), missing), *chain.from_iterable(sections)]
-    write_text(docs / "ablations.md", "\n".join(lines) + "\n")
-    print(f"written: {docs / 'ablations.md'}, {len(sections)} of {len(sweeps)} questions, {len(seen)} runs")
+    write_text(docs / "ablations.md", "\n".join(chain(head(list(used.values()), model, missing), sections)) + "\n")
+    print(f"written: {docs / 'ablations.md'}, {answered} of {len(sweeps)} questions, {len(used)} runs")
 
 
-def head(runs: list, missing: list[LeftOut]) -> list[str]:
+def keys_of(parameters: dict, overlays: Path) -> list[str]:
+    """The recipe keys that a sweep varies, in the order of its overlays."""
+    names = [overlay for overlay in parameters["overlay"]["values"] if overlay != NONE]
+    return list(dict.fromkeys(key for name in names for key in read_layer(overlays / f"{name}.yaml")))
+
+
+def not_run(parameters: dict, variants: list[Variant], model: str | None, overlays: Path) -> list[str]:
+    """What a sweep asks for and has no run of, though it can exist: models, and overlays of those that have runs."""
+    names = []
+    for name in parameters["model"]["values"]:
+        stem = model if name == "auto" else name
+        mine = {variant.overlay: variant for variant in variants if variant.model == stem}
+        if not mine:
+            names += [stem] if stem else []
+            continue
+        for overlay in parameters["overlay"]["values"]:
+            if overlay not in mine and (overlay == NONE or _can_exist(read_layer(overlays / f"{overlay}.yaml"), mine)):
+                names.append(stem if overlay == NONE else f"{stem}-{overlay}")
+    return names
+
+
+def _can_exist(overlay: dict, mine: dict[str, Variant]) -> bool:
+    """Whether an overlay changes the recipe, and its heads fit the model; as `fintune ablations` decides it."""
+    shape, heads = next(iter(mine.values())).shape, overlay.get("key_value_heads")
+    if heads and shape:
+        own = shape["num_key_value_heads"]
+        return heads != own and shareable(shape["num_attention_heads"], own, heads)
+    recipe = mine.get(NONE)
+    return recipe is None or any(plain(value) != recipe.recipe.get(key) for key, value in overlay.items())
+
+
+def _shape(run: Path) -> dict | None:
+    try:
+        return shape_of(read_layer(run / "recipe.yaml"))
+    except (UserError, OSError):
+        return None
+
+
+def head(runs: list[Run], model: str | None, missing: list[LeftOut]) -> list[str]:
+    """The page's title, what it rests on, how to read it, and what was left out."""
     first = runs[0].result
-    models = ", ".join(sorted({f"`{base_name(run.result)}`" for run in runs}))
-    data, machines = first["data"], [run.result["machine"] for run in runs]
-    commits = " and ".join(sorted({(one["git"] or "unknown")[:12] for one in machines}))
-    where = " and ".join(
-        sorted(
-            {
-                f"{one['processor']}, {one['cores']} core{'s' * (one['cores'] > 1)} per run, {one['gpu'] or 'no GPU'}"
-                for one in machines
-            }
-        )
-    )
+    data = first["data"]
+    whose = f"asked of `{model}`" if model else "asked of the baselines"
     lines = [
         "# Ablations",
         "",
         "<!-- written by `fintune ablations --report` from runs/; edits here are overwritten -->",
         "",
-        f"The paper's open questions, answered for {models} on {first['task']} ({data['source']} data, SHA-256 "
-        f"`{data['sha256'][:12]}`): {len(runs)} runs of `make ablations`, {where}, commit {commits}. "
-        f"Accuracies are on the {len(runs[0].rows)} test rows, means over the seeds where there are several, "
-        "with a 95 % interval over rows and seeds.",
+        f"The questions that the paper leaves open, {whose} on {first['task']}: {len(runs)} runs of "
+        f"`make ablations` on {data['source']} data (SHA-256 `{data['sha256'][:12]}`), all tested on the same "
+        f"{len(runs[0].rows)} rows. The line below each figure says on what it was measured.",
         "",
-        "A difference from the recipe is called real when exact McNemar, corrected by Holm within a question and "
-        "model, and the paired bootstrap both say so at 5 %. Everything else is inside noise.",
+        "Accuracies are means over the seeds, with a 95 % interval over rows and seeds. A difference from the recipe "
+        "is called real when exact McNemar, corrected by Holm within a question, and the paired bootstrap both say so "
+        "at 5 %. Everything else is inside noise, which does not prove that there is no difference. Runs may have "
+        "shared a machine, so their seconds compare with each other at best; [speed.md](speed.md) has times.",
     ]
-    if "tiny" in models:
+    if model == "tiny":
         lines += [
             "",
-            "`tiny` has 3 million parameters and is trained from scratch: what holds for it need not hold for "
-            "Qwen3-8B, for which `make ablations MODEL=qwen3-8b` answers.",
+            "`tiny` has 3 million parameters and is trained from scratch: what holds for it need not hold for a "
+            "pretrained model, for which `make ablations MODEL=smollm2-135m` answers.",
         ]
     if missing:
         lines += ["", *(f"- left out: {left.path}: {left.reason}" for left in missing)]
     return lines
 
 
-def columns(varied: set[str]) -> Columns:
-    """A table's columns beyond the accuracy, by the recipe keys that the sweep varies."""
-    if "train_share" in varied:
-        return {"training rows": lambda v: f"{v.training_rows:,}"}
-    found: Columns = {
-        "trained parameters": lambda v: short(v.trained_parameters),
-        "spread of the loss, nats": lambda v: as_text(v.late_losses, ".3f"),
-        "gradient norm, median": lambda v: as_text(v.gradient_norm, ".2f"),
-        "largest": lambda v: as_text(max(v.log("grad_norm"), default=None), ".1f"),
-        "s per optimizer step": lambda v: as_text(v.seconds_per_step, ".3f"),
-    }
-    if "lora_r" in varied:
-        found["scale of the adapter"] = lambda v: as_text(v.scale, ".2f")
-    if "key_value_heads" in varied:
-        found["cache, bytes per token"] = lambda v: as_text(v.cache_bytes, ",d")
-    if "num_train_epochs" in varied:
-        found["best epoch"] = lambda v: as_text(v.best and v.best[0], ".2f")
-        found["validation there"] = lambda v: as_text(v.best and v.best[1], ".4f")
-    return found
-
-
-def section(sweep: dict, varied: set[str], variants: list[Variant], picture: Path) -> list[str]:
-    headers = ["variant", "seeds", "accuracy (95 % interval)", "against the recipe, points"]
-    further = columns(varied)
-    many = len({variant.model for variant in variants}) > 1
-    rows = []
-    for variant in variants:
-        low, high = variant.cell.interval
-        label = f"{variant.model}, {variant.label}" if many else variant.label
-        against = "" if variant.pair is None else f"{points(variant.pair.difference)}, {variant.pair.verdict}"
-        accuracy = f"{variant.cell.metric('accuracy'):.4f} ({low:.4f} to {high:.4f})"
-        shown = [label, str(len(variant.cell.runs)), accuracy, against, *(show(variant) for show in further.values())]
-        rows.append(shown)
-    first = variants[0].cell.runs[0]
-    ran = {"auto", *(variant.model for variant in variants)}
-    absent = [f"`{model}`" for model in sweep["parameters"]["model"]["values"] if model not in ran]
-    models = ", ".join(f"`{model}`" for model in dict.fromkeys(variant.model for variant in variants))
+def section(sweep: dict, varied: list[str], variants: list[Variant], picture: Path, runs: Path) -> list[str]:
+    """Answer, figure, what it was measured on, tables, and what the runs do not show."""
     return [
-        "",
-        f"## {sweep['name']}",
-        "",
-        verdict(variants),
-        "",
-        *markdown_table([*headers, *further], rows),
+        answer(varied, variants),
         "",
         f"![{sweep['name']}]({picture})",
         "",
-        f"*{models}, {first.result['task']}, {len(first.rows)} test rows; bars are 95 % intervals, small dots "
-        "individual seeds.*",
+        f"*{caption(variants, runs)}*",
+        "",
+        *tables(varied, variants),
         "",
         f"**Not shown**: {sweep['description'].strip()}",
-        *(
-            [f"\n**Not run**: {', '.join(absent)}; `make ablations` gives the reason where it skips them."]
-            if absent
-            else []
-        ),
-    ]
-
-
-def verdict(variants: list[Variant]) -> str:
-    """The outcome in one sentence."""
-    tested_ones = [variant for variant in variants if variant.pair is not None]
-    real = [variant for variant in tested_ones if variant.pair.real]
-    if not tested_ones:
-        return "Nothing is compared here: the unchanged recipe was not run."
-    if not real and len(tested_ones) == 1:
-        return f"{tested_ones[0].label} does not differ from the recipe by more than noise."
-    if not real:
-        return f"None of {len(tested_ones)} variants differs from the recipe by more than noise."
-    many = len({variant.model for variant in variants}) > 1
-    named = ", ".join(
-        f"{variant.model + ', ' if many else ''}{variant.label} ({points(variant.pair.difference)} points)"
-        for variant in real
-    )
-    if len(real) == len(tested_ones):
-        return f"All of them differ from the recipe by more than noise: {named}."
-    differ = "variants differ" if len(real) > 1 else "variants differs"
-    return f"{len(real)} of {len(tested_ones)} {differ} from the recipe by more than noise: {named}."
-
-
-def decode_table(report: dict) -> list[str]:
-    """The cost of generating a token, from a result of benchmarks/decode.py."""
-    rows = [
-        [
-            str(row["key_value_heads"]),
-            str(row["batch"]),
-            f"{row['context']:,}",
-            as_text(row.get("decode_ms"), ".1f"),
-            as_text(row.get("cache_mib"), ",.0f"),
-        ]
-        for row in report["decoding"]
-    ]
-    machine = report["machine"]
-    where = machine["gpu"] or f"{machine['processor']}, {machine['cores']} cores"
-    return [
-        "",
-        f"Decoding one more token after a context, random weights in the shape of `{report['model']}` ({where}, "
-        "medians of 16 tokens). Labels are scored without decoding, in one forward, where the cache hardly matters:",
-        "",
-        *markdown_table(["key-value heads", "batch", "context, tokens", "ms per token", "cache, MiB"], rows),
     ]

@@ -5,7 +5,7 @@ What `fintune ablations` does: runs go to runs/<task>/ablations/, their report t
 
 import os
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -15,11 +15,14 @@ from fintune import machine
 from fintune.data.load import load_data
 from fintune.errors import UserError
 from fintune.model.kv_heads import shareable
+from fintune.recipe.identity import plain
 from fintune.recipe.layers import read_layers, read_task
+from fintune.results.ablation_variants import NONE, shape_of
 from fintune.results.jobs import Job, checkout, run_all
 from fintune.results.suite import Baseline, cannot_read, cannot_run, finished
 
-NONE = "none"  # the overlay of an unchanged recipe
+FIRST = "share"  # the question that a user asks first
+SLOWER = 3  # times that padded rows take of rows behind one copy of their instruction
 
 
 @dataclass(frozen=True)
@@ -43,23 +46,19 @@ class Point:
 
     @property
     def baseline(self) -> Baseline:
-        configs = checkout() / "configs"
-        for path in (configs / f"{self.model}.yaml", configs / f"baselines/{self.model}.yaml", Path(self.model)):
-            if path.is_file():
-                return Baseline.of(path)
-        raise UserError(f"--model {self.model}: no such recipe in configs/ or configs/baselines/, nor a file")
+        if (recipe := recipe_of(self.model)) is None:
+            raise UserError(f"--model {self.model}: no such recipe in configs/ or configs/baselines/, nor a file")
+        return Baseline.of(recipe)
 
     @property
     def layers(self) -> list[Path]:
-        """The model's recipe and the overlay; an encoder takes the overlay's `-encoder` variant if there is one."""
-        baseline = self.baseline
+        """The model's recipe, and the overlay on it."""
         if self.overlay == NONE:
-            return [baseline.recipe]
-        names = [f"{self.overlay}-encoder"] * (baseline.script == "train_cls.py") + [self.overlay]
-        for name in names:
-            if (path := checkout() / f"configs/ablations/{name}.yaml").is_file():
-                return [baseline.recipe, path]
-        raise UserError(f"--overlay {self.overlay}: no configs/ablations/{self.overlay}.yaml")
+            return [self.baseline.recipe]
+        path = checkout() / f"configs/ablations/{self.overlay}.yaml"
+        if not path.is_file():
+            raise UserError(f"--overlay {self.overlay}: no configs/ablations/{self.overlay}.yaml")
+        return [self.baseline.recipe, path]
 
     @property
     def name(self) -> str:
@@ -84,14 +83,12 @@ class Point:
     def cannot_exist(self) -> str | None:
         """Why this model has no such run."""
         layer = self.merged()
-        heads, shape = layer.get("key_value_heads"), layer.get("tiny_config")
+        if self.overlay != NONE and plain(layer) == plain(replace(self, overlay=NONE).merged()):
+            return "the recipe states that itself"
+        heads = layer.get("key_value_heads")
         if heads is None:
             return None
-        if shape is None:
-            from transformers import AutoConfig
-
-            base, revision = layer["model_name_or_path"], layer.get("model_revision")
-            shape = AutoConfig.from_pretrained(base, revision=revision).to_dict()
+        shape = shape_of(layer)
         queries, native = shape["num_attention_heads"], shape["num_key_value_heads"]
         if heads == native:
             return f"the model has {native} key-value heads already"
@@ -99,13 +96,21 @@ class Point:
             return f"{queries} query heads and {native} key-value heads cannot share {heads}"
         return None
 
+    @property
+    def cost(self) -> float:
+        """How long the run takes, in epochs over all rows, to tell long runs from short ones."""
+        layer = self.merged()
+        if self.baseline.script != "train_sft.py":
+            return 0.0
+        padded = SLOWER if layer.get("batching") == "padded" else 1
+        return float(layer.get("num_train_epochs", 3)) * float(layer.get("train_share") or 1) * padded
+
 
 def run_ablations(
     questions: list[str],
     model: str,
     task: str | None,
     seeds: int,
-    encoder: str | None,
     at_once: int | None,
     overlay: str | None,
     seed: int,
@@ -120,8 +125,7 @@ def run_ablations(
         model: in place of `auto` in the grids; `auto` chooses by the machine's GPU memory.
         task: in place of the grids' task.
         seeds: number of seeds of each grid, at most.
-        encoder: a recipe of train_cls.py in place of `bert-base` in the grids.
-        at_once: runs side by side; None for one per core on a CPU, one on a GPU.
+        at_once: runs side by side, on a GPU too, the longest first; None for one per core on a CPU, one on a GPU.
         overlay: trains this one run, whatever the questions: stem of a YAML in configs/ablations/, or `none`.
         seed: of that one run.
 
@@ -131,77 +135,98 @@ def run_ablations(
     """
     if seeds < 1 or (at_once is not None and at_once < 1):
         raise UserError("--seeds and --at-once take a number from 1 on")
-    named = {"auto": machine.choose_model(machine.free_gpu_gib())[0] if model == "auto" else model}
-    named |= {"bert-base": encoder} if encoder else {}
+    if model == "auto":
+        model = machine.choose_model(machine.free_gpu_gib())[0]
     if overlay:
-        points = [point(task or "sentiment", named.get(model, model), overlay, seed)]
+        points = [point(task or "sentiment", model, overlay, seed)]
     else:
-        points = grid(sweeps(questions), named, task, seeds)
+        points = grid(sweeps(questions), model, task, seeds)
 
-    # What can run here is known before anything trains
-    jobs, skipped, data = [], 0, {}
+    # What can run here is known before anything trains, and takes memory
+    waiting, skipped, data, unfit = [], 0, {}, {}
     for one in points:
         if one.task not in data:
             data[one.task] = load_data(read_task(one.task_file), allow_sample=True)
         baseline, rows = one.baseline, data[one.task]
-        reason = cannot_run(baseline) or cannot_read(baseline, rows) or one.cannot_exist()
+        if one.model not in unfit:
+            unfit[one.model] = cannot_run(baseline)
+        reason = unfit[one.model] or cannot_read(baseline, rows) or one.cannot_exist()
         reason = reason or finished(one.folder, baseline.identity(one.merged(), rows))
         if reason:
             print(f"skip {one.task}/{one.name}: {reason}")
             skipped += 1
         else:
-            jobs.append(Job(f"{one.task}/{one.name}", one.command(), one.folder.with_name(f"{one.name}.log")))
-    if len(jobs) == 1:
-        jobs[0].log = None
+            waiting.append(one)
     at_once = at_once or (1 if machine.free_gpu_gib() else os.cpu_count() or 1)
-    failed = run_all(jobs, max(1, min(at_once, len(jobs))))
+    at_once = max(1, min(at_once, len(waiting)))
+    if at_once > 1:  # or a long run that starts last is waited for alone
+        waiting.sort(key=lambda one: one.cost, reverse=True)
+    jobs = [
+        Job(
+            f"{one.task}/{one.name}",
+            one.command(),
+            one.folder.with_name(f"{one.name}.log") if len(waiting) > 1 else None,
+        )
+        for one in waiting
+    ]
+    failed = run_all(jobs, at_once)
     print(f"ablations: {len(jobs) - len(failed)} trained, {skipped} skipped, {len(failed)} failed")
     if failed:
         print("failed: " + ", ".join(failed), file=sys.stderr)
         sys.exit(1)
 
 
-def write_report(questions: list[str], task: str | None) -> None:
+def write_report(model: str, task: str | None) -> None:
     """Write docs/ablations.md and its figures from what is in runs/; trains nothing.
 
     Args:
-        questions: stems of YAMLs in configs/sweeps/; empty for all of them.
+        model: stem of the recipe that took the place of `auto`; `auto` for the one that most runs are of.
         task: in place of the sweeps' task.
 
     Raises:
-        UserError: a question is unknown, or none has a finished run.
+        UserError: no question has a finished run.
     """
     from fintune.results.ablation_report import write  # with matplotlib, which training does not need
 
     root = checkout()
     decoding = next(iter(sorted(root.glob("benchmarks/results/*-decode.json"))), None)
-    write(Path("runs"), root / "docs", sweeps(questions), root / "configs/ablations", decoding, task)
+    stem = None if model == "auto" else Path(model).stem
+    write(Path("runs"), root / "docs", sweeps([]), root / "configs/ablations", decoding, stem, task)
 
 
 def sweeps(names: list[str]) -> dict[str, dict]:
-    """Name -> content of the sweep files."""
+    """Name -> content of the sweep files; empty for all of them, the first question first."""
     folder = checkout() / "configs/sweeps"
-    paths = [folder / f"{name}.yaml" for name in names] or sorted(folder.glob("*.yaml"))
-    for path in paths:
-        if not path.is_file():
-            known = ", ".join(sorted(path.stem for path in folder.glob("*.yaml")))
-            raise UserError(f"{path.stem}: no such question; there are {known}")
-    return {path.stem: yaml.safe_load(path.read_text(encoding="utf-8")) for path in paths}
+    known = sorted((path.stem for path in folder.glob("*.yaml")), key=lambda name: (name != FIRST, name))
+    for name in names:
+        if name not in known:
+            raise UserError(f"{name}: no such question; there are {', '.join(known)}")
+    found = {name: (folder / f"{name}.yaml").read_text(encoding="utf-8") for name in names or known}
+    return {name: yaml.safe_load(text) for name, text in found.items()}
 
 
-def grid(found: dict[str, dict], named: dict[str, str], task: str | None, seeds: int) -> list[Point]:
-    """Every run of the sweeps once, in their order.
+def recipe_of(model: str) -> Path | None:
+    """The recipe of a model's name; None where there is none."""
+    configs = checkout() / "configs"
+    paths = (configs / f"{model}.yaml", configs / f"baselines/{model}.yaml", Path(model))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def grid(found: dict[str, dict], model: str, task: str | None, seeds: int) -> list[Point]:
+    """Every run of the sweeps once, in their order, of the models that have a recipe here.
 
     Args:
-        named: model in a sweep -> the one that takes its place.
+        model: takes the place of `auto`.
     """
     points = {}
     for sweep in found.values():
         keys = sweep["parameters"]
-        for model, overlay, seed in product(
+        for name, overlay, seed in product(
             keys["model"]["values"], keys["overlay"]["values"], keys["seed"]["values"][:seeds]
         ):
-            one = point(task or keys["task"]["value"], named.get(model, model), overlay, seed)
+            if name != "auto" and recipe_of(name) is None:
+                continue
+            one = point(task or keys["task"]["value"], model if name == "auto" else name, overlay, seed)
             points[one.folder] = one
     return list(points.values())
 
