@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from accelerate.commands.config.config_args import load_config_from_file
 from conftest import ROOT, SMALL, script
 from transformers.models.qwen3 import modeling_qwen3
 from trl import ModelConfig, SFTConfig
 
+from fintune import machine
 from fintune.errors import UserError
 from fintune.machine import GPU_TIERS, check_disk, check_fits, choose_model
 from fintune.recipe.identity import differences
@@ -72,6 +74,14 @@ def test_model_auto_chooses_by_free_memory(free, name):
     )
     needs = yaml.safe_load((ROOT / f"configs/{name}.yaml").read_text()).get("min_gpu_gib", 0)
     assert needs <= min([step for step, model, *_ in GPU_TIERS if model == name], default=0)
+
+
+@pytest.mark.parametrize("flags", [{"avx512_bf16"}, {"avx2", "amx_bf16"}, {"avx2", "avx512f"}, set()])
+def test_a_float32_recipe_trains_under_autocast_where_the_processor_has_bf16(flags, monkeypatch):
+    monkeypatch.setattr(machine, "_processor_flags", lambda: flags)
+    expected = ["--bf16", "true", "--use_cpu", "true"] if flags & {"avx512_bf16", "amx_bf16"} else []
+    assert machine.autocast_flags("smollm2-135m") == ([] if torch.cuda.is_available() else expected)
+    assert machine.autocast_flags("tiny") == []
 
 
 def test_the_makefile_words_parse():

@@ -21,6 +21,8 @@ from fintune.errors import UserError
 GIB = 2**30
 RUNS_AT_ONCE = "FINTUNE_RUNS_AT_ONCE"  # set for processes that share this machine with others of the same suite
 
+FLOAT32_RECIPES = ("smollm2-135m",)  # stated in float32 for any processor; see `autocast_flags`
+
 # (free GPU memory in GiB, recipe, flags, what it is): the first that fits is taken
 GPU_TIERS = [
     (40, "qwen3-8b", "", "bf16"),
@@ -44,6 +46,28 @@ def choose_model(free_gib: float) -> tuple[str, str, str]:
             return name, flags, f"{name} in {how}: {free_gib:.0f} GiB of GPU memory free, it wants {needed}"
     found = f"{free_gib:.1f} GiB of GPU memory free" if free_gib else "no CUDA device here"
     return "tiny", "", f"tiny: {found}, and {GPU_TIERS[-1][1]} wants {GPU_TIERS[-1][0]} GiB"
+
+
+def autocast_flags(recipe: str) -> list[str]:
+    """Flags that train a float32 recipe under bf16 autocast, where this machine has arithmetic for it: 2 to 4 times
+    as fast there, and slower than float32 elsewhere.
+
+    Args:
+        recipe: its name; `tiny` is too small to gain.
+    """
+    import torch
+
+    if recipe not in FLOAT32_RECIPES:
+        return []
+    if torch.cuda.is_available():
+        return ["--bf16", "true"]
+    return ["--bf16", "true", "--use_cpu", "true"] if {"avx512_bf16", "amx_bf16"} & _processor_flags() else []
+
+
+def _processor_flags() -> set[str]:
+    """What Linux says that the processor can do."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((set(line.split()) for line in lines if line.startswith("flags")), set())
 
 
 def smollm2_minutes() -> dict[str, float]:
@@ -212,7 +236,7 @@ def main(wanted: str = "auto") -> None:
             f"tiny only shows that everything runs; MODEL=smollm2-135m labels well, and trains here in about {cost}",
             file=sys.stderr,
         )
-    print(f"configs/{name}.yaml {flags}".strip())
+    print(" ".join([f"configs/{name}.yaml", *flags.split(), *autocast_flags(name)]))
 
 
 if __name__ == "__main__":

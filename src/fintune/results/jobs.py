@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fintune.errors import UserError
+from fintune.machine import RUNS_AT_ONCE
 
 
 def checkout() -> Path:
@@ -50,6 +51,7 @@ def run_all(jobs: list[Job], at_once: int = 1) -> list[str]:
     waiting, running, failed, received = list(jobs), {}, [], []
     environment = dict(os.environ)
     if at_once > 1:
+        environment[RUNS_AT_ONCE] = str(at_once)
         environment["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // at_once))
 
     def stop(signum, frame):

@@ -51,7 +51,7 @@ class Baseline:
         ended = result.stat().st_mtime if result.exists() else 0.0
         stopped = any(path.stat().st_mtime > ended for path in folder.glob("checkpoint-*/manifest.json"))
         # a finished run is trained again when its recipe or rows have changed: its checkpoints are those of the old
-        flags = ["--resume_from_checkpoint", "true" if stopped else "false"]
+        flags = ["--resume_from_checkpoint", "true" if stopped else "false", *machine.autocast_flags(self.recipe.stem)]
         large = self.script == "train_sft.py" and self.min_gpu_gib >= 16  # 7 billion parameters and more
         if large and machine.free_gpu_gib() < machine.GPU_TIERS[0][0]:
             flags += ["--gradient_checkpointing", "true"]
@@ -66,7 +66,8 @@ class Baseline:
         seed = None if self.script == "train_linear.py" else layer.get("seed", DEFAULT_SEED)
         task = make_task({key: layer[key] for key in TASK_KEYS if key in layer}, str(self.recipe))
         weights = weights_of(self.model, self.revision, layer.get("wheel")) if self.model else None
-        return identity(layer | {"seed": seed}, task, data.sha256, weights)
+        autocast = not self.zero_shot and machine.autocast_flags(self.recipe.stem)
+        return identity(layer | {"seed": seed} | ({"bf16": True} if autocast else {}), task, data.sha256, weights)
 
     @classmethod
     def of(cls, recipe: Path) -> "Baseline":
