@@ -193,7 +193,11 @@ def profiled(trainer: SFTTrainer) -> list[dict]:
         with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
             measure.update(trainer, 12, 12)
             measure.now()
-        events = [e for e in seen.events() if e.device_type == DeviceType.CUDA and not e.is_user_annotation]
+        events = [
+            e
+            for e in seen.events()
+            if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)
+        ]
         busy, whole = sum(e.time_range.elapsed_us() for e in events) / 1000, 12000 / alone["rows_per_second"]
         times = {}
         for event in events:

@@ -136,8 +136,8 @@ class _Cast(torch.autograd.Function):
                 new(len(group.weight), group.rank, dtype=dtype),
             ]
         targets = fused.parts(out)
-        torch._foreach_copy_(targets[::2], weights[::2])
-        torch._foreach_copy_(targets[1::2], torch._foreach_mul(weights[1::2], scalings))
+        _copy(targets[::2], weights[::2])
+        _copy(targets[1::2], torch._foreach_mul(weights[1::2], scalings))
         return tuple(out)
 
     @staticmethod
@@ -145,9 +145,18 @@ class _Cast(torch.autograd.Function):
     def backward(ctx, *upstream):
         fused = ctx.fused
         gradients = torch._foreach_mul(fused.weights, 0)  # room, in one operation for all
-        torch._foreach_copy_(gradients, fused.parts(upstream))
+        _copy(gradients, fused.parts(upstream))
         torch._foreach_mul_(gradients[1::2], ctx.scalings)
         return None, None, None, *gradients
+
+
+def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
+    """Contiguous ones apart: among others on a GPU each would be a launch of its own."""
+    pairs = list(zip(targets, sources, strict=True))
+    for wanted in (True, False):
+        some = [pair for pair in pairs if all(part.is_contiguous() for part in pair) == wanted]
+        if some:
+            torch._foreach_copy_(*zip(*some, strict=True))
 
 
 def _forward(layer, groups, norms, stock, hidden, *args, adapters=None, columns=None, **kwargs):
