@@ -1,22 +1,35 @@
 """Qwen3-8B at its true size on one GPU, random weights: training, scoring and decoding against the stock ways.
 
-    python benchmarks/gpu.py --name h200        # at most 9 minutes; without a CUDA device it says so and exits 0
+    python benchmarks/gpu.py --name h200 [--quick]      # 9 minutes, 3 with --quick; without a CUDA device it says so
 
 Speed does not depend on the weights, so nothing is downloaded. The vocabulary has the size of Qwen3's; the tokens of
-the texts come from one trained on the invented samples, which splits a text about as Qwen3's does.
+the texts come from one trained on the invented samples, which splits a text about as Qwen3's does. What cannot be
+measured is named with its reason, and the rest goes on; the result's file is written after each section.
 """
 
 import argparse
+import copy
+import gc
 import platform
 import statistics
 import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))  # not the root, whose evaluate.py hides a package
 import measure
+import psutil
 import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
+from trl import SFTTrainer
 
+from fintune import machine
 from fintune.model.attention import shared_prefix_attention
 from fintune.model.load import fuse_layers
 from fintune.training.shared_prefix import SharedPrefixCollator
@@ -31,46 +44,226 @@ SHAPE = {  # config.json of Qwen/Qwen3-8B
     "head_dim": 128,
     "tie_word_embeddings": False,
 }
-ROUNDS, UPDATES, TEXTS, PER_LABEL, BATCHES = 5, 2, 480, 48, [32, 64, 128]
+SMALL = SHAPE | {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 768, "num_hidden_layers": 4}  # to check
+DEVICE = "cuda"
+STARTED = psutil.Process().create_time()  # importing takes a while too
+SIZES = 5, 2, 480, 48, [32, 64, 128]  # rounds; updates, texts, texts of a request per label; batches of stock ways
+QUICK = 2, 1, 240, 24, [128]
+SECONDS, QUICK_SECONDS = 520, 160  # after which no section begins
+ROWS = [12, 48, 192]  # of an update
 # (what, ours, against, aim for sentiment and topic)
 GOALS = [
     ("training", "shared prefix 6 x 2", "stock 3 x 4, checkpointing", (4, 6)),
-    ("training", "shared prefix 12 x 1", "stock 3 x 4", (3, 4)),
+    ("training", "shared prefix 12 x 1", "stock 3 x 4", (8, 8)),
     ("scoring", "label tree", "generate", (3, None)),
-    ("scoring", "label tree", "request per label", (None, 40)),
+    ("scoring", "label tree", "request per label", (None, 45)),
 ]
+
+
+class Sections:
+    """Measures one thing after another into a report, whatever happens to each of them.
+
+    Attributes:
+        report: name -> what was found; `skipped` has the reasons of what was not.
+    """
+
+    def __init__(self, name: str, seconds: float):
+        """
+        Args:
+            name: of the file in benchmarks/results/.
+            seconds: from the start of the program, after which no section begins.
+        """
+        self.name, self.seconds = name, seconds
+        self.report = {"machine": machine.description(), "skipped": {}}
+
+    def __call__(self, what: str, run: Callable, keep: bool = True):
+        """What `run` returns, in the report if it is to be kept; None where it failed, or where no time was left."""
+        passed = time.time() - STARTED
+        print(f"{passed:4.0f} s  {what}", flush=True)
+        found, reason = None, None if passed < self.seconds else "no time was left"
+        try:
+            found = run() if reason is None else None
+        except Exception as error:
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            said = str(error).strip().splitlines() or [""]
+            reason = f"{type(error).__name__}: {said[0][:300]} ({Path(where.filename).name}:{where.lineno})"
+        if reason is None and keep:
+            self.report[what] = found
+        if reason is not None:
+            self.report["skipped"][what] = reason
+            print(f"        not measured: {reason}", flush=True)
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        measure.write(self.report, self.name)
+        return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default=platform.node(), help="of the result's file: the machine's host name")
-    name = parser.parse_args().name
-    if not torch.cuda.is_available():
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and rows, no decoding: at most 3 minutes")
+    args = parser.parse_args()
+    if DEVICE == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here, so nothing was measured: run this on a machine that has one with 40 GiB or more")
         return
-    error = varlen_error("cuda", torch.bfloat16)
-    print(f"varlen attention: largest gradient error {error:.4f} of the largest gradient, against masks in float32")
-    if error > 0.02:
-        raise SystemExit("the varlen kernel's gradients are wrong on this machine; nothing that uses it was measured")
-    peak = matmul_tflops("cuda", 8192)
-    print(f"matrix product: {peak:.0f} TFLOP/s in bf16")
+    section = Sections(args.name, QUICK_SECONDS if args.quick else SECONDS)
+    report = section.report
+    error = section("varlen_gradient_error", lambda: varlen_error(DEVICE, torch.bfloat16))
+    if error is None or error > 0.02:
+        raise SystemExit(f"the varlen kernel's gradients are wrong here ({error}); nothing that uses it was measured")
+    section("matmul_tflops", lambda: matmul_tflops(DEVICE, 8192 if DEVICE == "cuda" else 64))
+    errors = section("fused_gradient_errors", fused_errors)
+    measure.FUSED = errors is not None and errors["fused"] < 2 * errors["stock"]
+    if not measure.FUSED:
+        print(f"        the fused layers are left out: {errors}", flush=True)
 
-    model = measure.random_model(SHAPE, "cuda", "bfloat16")
-    liger = fuse_layers(model)
-    report = measure.compare(model, GOALS, ROUNDS, UPDATES, TEXTS, PER_LABEL, BATCHES)
-    report |= {"model": SHAPE | {"dtype": "bfloat16"}, "liger": liger, "varlen_gradient_error": error}
-    report |= {"matmul_tflops": peak, "of_the_floor": of_the_floor(model, report, peak)}
-    del model
-    torch.cuda.empty_cache()
-    report["key_value_heads"] = [
-        measure.decoding({**SHAPE, "num_key_value_heads": heads}, "cuda", "bfloat16", batch, context)
-        for heads in (8, 32)
-        for batch, context in ((1, 150), (32, 150), (16, 4096), (32, 4096))
-    ]
+    model = section("model", lambda: measure.random_model(SHAPE, DEVICE, "bfloat16"), keep=False)
+    if model is None:
+        raise SystemExit("no model, so nothing else was measured")
+    report |= {"shape": SHAPE | {"dtype": "bfloat16"}, "liger": fuse_layers(model), "fused": measure.FUSED}
+    with tempfile.TemporaryDirectory() as folder:
+        measure_trainer(section, model, Path(folder), 3 if args.quick else 5)
+        sizes = QUICK if args.quick else SIZES
+        report |= measure.compare(model, GOALS, *sizes, section=partial(section, keep=False))
+        section("qlora", lambda: qlora(model, Path(folder)))
     measure.show(report)
-    for row in report["of_the_floor"] + report["key_value_heads"]:
-        print(row)
-    measure.save(report, name)
+    if not args.quick:
+        del model
+        for heads in (8, 32):
+            section(f"decoding, {heads} key-value heads", partial(decoding, heads))
+    measure.save(report, args.name)
+    print(f"{time.time() - STARTED:4.0f} s  done", flush=True)
+
+
+def measure_trainer(section: Sections, model: PreTrainedModel, folder: Path, rounds: int) -> None:
+    """Sections of one trainer, whose memory is free again behind them."""
+    trainer = section("trainer", lambda: sentiment_trainer(model, folder), keep=False)
+    if trainer:
+        section("updates", lambda: updates(trainer, rounds, section.report.get("matmul_tflops")))
+        section("profile", lambda: profiled(trainer))
+
+
+def decoding(heads: int) -> list[dict]:
+    shape, sizes = SHAPE | {"num_key_value_heads": heads}, ((1, 150), (32, 150), (16, 4096), (32, 4096))
+    return [measure.decoding(shape, DEVICE, "bfloat16", batch, context) for batch, context in sizes]
+
+
+def sentiment_trainer(model: PreTrainedModel, folder: Path) -> SFTTrainer:
+    prompt, data = measure.setting("sentiment")
+    model.config.pad_token_id = prompt.tokenizer.pad_token_id
+    return measure.trainer_of(model, prompt, data.splits["train"], folder, "shared_prefix")
+
+
+def updates(trainer: SFTTrainer, rounds: int, peak_tflops: float | None) -> list[dict]:
+    """Updates of several sizes, with the fused layers and with transformers' and PEFT's own for the smallest.
+
+    TFLOP/s count 4 FLOP for each weight of the layers and token (the base is frozen); the floor is that at the card's
+    own peak.
+    """
+    weights = sum(
+        p.numel() for name, p in trainer.model.get_decoder().layers.named_parameters() if "lora_" not in name
+    )
+    fused, found = trainer._fused, []
+    for rows, layers in [*((rows, "fused" if fused else "stock") for rows in ROWS), (ROWS[0], "stock")]:
+        trainer._fused = fused if layers == "fused" else None
+        measure.update(trainer, rows, rows)
+        turns = [
+            measure.once(lambda rows=rows, at=at: measure.update(trainer, rows, rows, at)) for at in range(rounds)
+        ]
+        seconds = statistics.median(rows / turn["rows_per_second"] for turn in turns)
+        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(rows)])
+        tokens = batch["input_ids"].shape[1]
+        tflops = 4 * weights * tokens / seconds / 1e12
+        found.append({"rows": rows, "layers": layers, "tokens": tokens, "ms": 1000 * seconds})
+        found[-1] |= {"rows_per_second": rows / seconds, "tflops": tflops, "peak_mib": turns[-1]["peak_mib"]}
+        found[-1]["times_the_floor"] = peak_tflops and peak_tflops / tflops
+        print(f"        {found[-1]}", flush=True)
+    trainer._fused = fused
+    return found
+
+
+def profiled(trainer: SFTTrainer) -> list[dict]:
+    """What the card does in an update of 12 rows: launches (kernels, copies), their time and share of the whole."""
+    fused, found = trainer._fused, []
+    for layers in ["fused", "stock"] if fused else ["stock"]:
+        trainer._fused = fused if layers == "fused" else None
+        measure.update(trainer, 12, 12)
+        alone = measure.once(lambda: measure.update(trainer, 12, 12))
+        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+            measure.update(trainer, 12, 12)
+            measure.now()
+        events = [
+            e
+            for e in seen.events()
+            if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)
+        ]
+        busy, whole = sum(e.time_range.elapsed_us() for e in events) / 1000, 12000 / alone["rows_per_second"]
+        times = {}
+        for event in events:
+            count, ms = times.get(event.name[:80], (0, 0.0))
+            times[event.name[:80]] = count + 1, ms + event.time_range.elapsed_us() / 1000
+        most = sorted(times.items(), key=lambda pair: -pair[1][1])[:15]
+        found.append({"layers": layers, "launches": len(events), "card_ms": busy, "ms": whole, "busy": busy / whole})
+        print(f"        {found[-1]}", flush=True)
+        found[-1]["longest"] = [{"name": name, "times": count, "ms": ms} for name, (count, ms) in most]
+    trainer._fused = fused
+    return found
+
+
+def fused_errors() -> dict[str, float]:
+    """Error of the fused layers' gradients and of stock layers' under autocast, against float32, of the norm."""
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        prompt, data = measure.setting("sentiment")
+        model = measure.random_model(SMALL, DEVICE, "float32")
+        model.config.pad_token_id = prompt.tokenizer.pad_token_id
+        trainer = measure.trainer_of(model, prompt, data.splits["train"], Path(folder), "shared_prefix")
+        trainer.model.eval()  # no dropout; the noise is train()'s
+        torch.manual_seed(0)
+        for name, weight in trainer.model.named_parameters():
+            if "lora_B" in name:  # zeros at first, behind which no A has a gradient
+                torch.nn.init.normal_(weight, std=0.02)
+        batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(12)]))
+        trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+        fused = trainer._fused
+        for name, layers, bf16 in (("exact", None, False), ("fused", fused, True), ("stock", None, True)):
+            trainer._fused, trainer.args.bf16 = layers, bf16
+            with torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
+                loss = trainer.compute_loss(trainer.model, dict(batch))
+            gradients = torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)])
+            found[name] = gradients if name == "exact" else (gradients - found["exact"]).norm() / found["exact"].norm()
+    return {name: found[name].item() for name in ("fused", "stock")}
+
+
+def qlora(model: PreTrainedModel, folder: Path) -> dict:
+    """Memory and speed of updates of 12 rows over the same weights in 4 bits (NF4, double quantization)."""
+    import bitsandbytes as bnb
+
+    prompt, data = measure.setting("sentiment")
+    held = torch.cuda.memory_allocated() if torch.cuda.is_available() else 0
+    base = copy.deepcopy(model, memo={id(weights): weights for weights in model.parameters()})
+    for layer in base.get_decoder().layers:
+        for part in (layer.self_attn, layer.mlp):
+            for name, linear in list(part.named_children()):
+                if type(linear) is torch.nn.Linear:
+                    four = bnb.nn.Linear4bit(
+                        linear.in_features, linear.out_features, False, torch.bfloat16, quant_type="nf4", device="meta"
+                    )
+                    weights = bnb.nn.Params4bit(
+                        linear.weight.detach(), requires_grad=False, quant_type="nf4", compress_statistics=True
+                    )
+                    four.weight = weights.to(DEVICE)
+                    setattr(part, name, four)
+    base.is_loaded_in_4bit = True
+    layers = (torch.cuda.memory_allocated() if torch.cuda.is_available() else 0) - held
+    trainer = measure.trainer_of(base, prompt, data.splits["train"], folder, "shared_prefix")
+    measure.update(trainer, 12, 12)
+    turns = [measure.once(lambda at=at: measure.update(trainer, 12, 12, at)) for at in range(3)]
+    found = {"layers_mib": layers / 2**20, "peak_mib": statistics.median(turn["peak_mib"] for turn in turns)}
+    found["rows_per_second"] = statistics.median(turn["rows_per_second"] for turn in turns)
+    print(f"        {found}", flush=True)
+    return found
 
 
 def varlen_error(device: str, dtype: torch.dtype) -> float:
@@ -98,22 +291,6 @@ def matmul_tflops(device: str, size: int) -> float:
     """Of this card's own product of two square bf16 matrices, the median of 20."""
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     return 2 * size**3 / _median_seconds(lambda: a @ b, 20) / 1e12
-
-
-def of_the_floor(model: PreTrainedModel, report: dict, peak_tflops: float) -> list[dict]:
-    """Training against its arithmetic: 4 FLOP for each weight of the layers and packed token (the base is frozen).
-
-    A row's tokens are its text and its share, a twelfth, of the instruction; the floor is that at the card's own peak.
-    """
-    weights = sum(p.numel() for p in model.get_decoder().layers.parameters())
-    rows = []
-    for task, size in report["tasks"].items():
-        speed = report["rows_per_second"][task]["training"]["shared prefix 12 x 1"]["median"]
-        tokens = size["text_tokens"] + size["instruction_tokens"] / measure.UPDATE
-        tflops = 4 * weights * tokens * speed / 1e12
-        rows.append({"task": task, "tokens_per_second": tokens * speed, "tflops": tflops})
-        rows[-1]["times_the_floor"] = peak_tflops / tflops
-    return rows
 
 
 def _median_seconds(run, times: int) -> float:

@@ -7,7 +7,9 @@ import json
 import statistics
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -15,10 +17,10 @@ from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from rich.console import Console
 from rich.table import Table
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, StaticCache, set_seed
 from trl import SFTConfig, SFTTrainer
 
-from fintune import machine
 from fintune.data.load import load_data
 from fintune.model.forward import common_prefix
 from fintune.model.prompt import IGNORE, Prompt
@@ -38,6 +40,16 @@ LORA = {
     "target_modules": ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"],
 }
 UPDATE = 12  # rows
+DEPTH = {  # Qwen3-8B's, for counting
+    "vocab_size": 8192,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+}
+FUSED = True  # False after a check that failed: transformers' and PEFT's own layers then
 AGAINST = {"sentiment": "generate", "topic": "request per label"}  # how peers score a few labels, and many
 
 
@@ -48,6 +60,7 @@ def random_model(shape: dict, device: str, dtype: str) -> PreTrainedModel:
         return Qwen3ForCausalLM._from_config(Qwen3Config(**shape), dtype=getattr(torch, dtype)).eval()
 
 
+@cache
 def setting(name: str, max_length: int = 360):
     """(prompt, data) of a task, with a vocabulary of up to 8,192 tokens trained on its own texts."""
     task = read_task(ROOT / f"data/{name}.yaml")
@@ -65,6 +78,7 @@ def compare(
     texts: int,
     per_label: int,
     batches: list[int],
+    section: Callable = lambda what, run: run(),
 ) -> dict:
     """Both tasks, ours against every stock way, as far as `goals` names it.
 
@@ -73,8 +87,9 @@ def compare(
         updates: of 12 rows, in one turn of a way of training.
         texts, per_label: rows that are scored in one turn; the second for a request per label, which is slow.
         batches: batch sizes that the stock ways of scoring try; their best counts.
+        section: (name, function) -> what the function returns, or None where it could not be measured.
     """
-    report = {"machine": machine.description(), "rounds": rounds, "tasks": {}, "rows_per_second": {}, "ratios": []}
+    report = {"rounds": rounds, "tasks": {}, "rows_per_second": {}, "ratios": []}
     for at, task in enumerate(AGAINST):
         prompt, data = setting(task)
         model.config.pad_token_id = prompt.tokenizer.pad_token_id
@@ -88,16 +103,18 @@ def compare(
             "label_tree_tokens": len(label_tree(prompt.label_ids).tokens),
             "vocabulary": len(prompt.tokenizer),
         }
-        with tempfile.TemporaryDirectory() as folder:
-            found = {
-                "scoring": interleaved(
-                    scoring(model, prompt, list(rows["text"]), AGAINST[task], batches, per_label), rounds
-                ),
-                "training": interleaved(training(model, prompt, data.splits["train"], Path(folder), updates), rounds),
-            }
+
+        def train(prompt=prompt, rows=data.splits["train"]) -> dict:
+            with tempfile.TemporaryDirectory() as folder:
+                return interleaved(training(model, prompt, rows, Path(folder), updates), rounds)
+
+        def score(prompt=prompt, rows=rows, task=task) -> dict:
+            return interleaved(scoring(model, prompt, list(rows["text"]), AGAINST[task], batches, per_label), rounds)
+
+        found = {"training": section(f"training, {task}", train), "scoring": section(f"scoring, {task}", score)}
         report["rows_per_second"][task] = found
         for kind, ours, against, goal in goals:
-            if goal[at]:
+            if goal[at] and found[kind]:
                 report["ratios"].append(ratio(task, kind, ours, against, goal[at], found[kind]))
     return report
 
@@ -108,42 +125,88 @@ def training(model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path
     TRL's own trainer with the paper's 3 x 4, with SFTConfig's gradient checkpointing and without, and this project's
     shared prefix at 12 x 1 and, for less memory, 6 x 2; each on an adapter model of its own over the same base.
     """
-    dataset, bf16 = prompt.training_rows(rows), model.dtype == torch.bfloat16
-    batches = [list(dataset.select(range(i, i + UPDATE))) for i in range(0, updates * UPDATE, UPDATE)]
 
-    def way(batching: str, rows_at_once: int, checkpointing: bool) -> Callable[[], int]:
-        base = copy.deepcopy(model, memo={id(weights): weights for weights in model.parameters()})
-        collator = SharedPrefixCollator.of(batching, dataset)
-        trainer = (SharedPrefixTrainer if collator else SFTTrainer)(
-            model=get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA)),
-            args=SFTConfig(
-                str(folder), report_to="none", bf16=bf16, gradient_checkpointing=checkpointing, neftune_noise_alpha=0.3
-            ),
-            train_dataset=dataset,
-            data_collator=collator,
-            processing_class=prompt.tokenizer,
-        )
-        trainer.model.train()
-        if checkpointing:
-            trainer.model.gradient_checkpointing_enable()
-
-        def run() -> int:
-            for batch in batches:
-                tokens = torch.tensor(sum(label != IGNORE for row in batch for label in row["labels"]))
-                for i in range(0, UPDATE, rows_at_once):
-                    inputs = trainer.data_collator(batch[i : i + rows_at_once])
-                    trainer.training_step(trainer.model, inputs, tokens.to(model.device))
-                trainer.model.zero_grad()
-            return len(batches) * UPDATE
-
-        return run
+    def way(batching: str, rows_at_once: int, checkpointing: bool = False) -> Callable[[], int]:
+        trainer = trainer_of(model, prompt, rows, folder, batching, checkpointing)
+        return lambda: sum(update(trainer, UPDATE, rows_at_once, at) for at in range(updates))
 
     return {
         "stock 3 x 4, checkpointing": way("padded", 3, True),
-        "stock 3 x 4": way("padded", 3, False),
-        "shared prefix 12 x 1": way("shared_prefix", 12, False),
-        "shared prefix 6 x 2": way("shared_prefix", 6, False),
+        "stock 3 x 4": way("padded", 3),
+        "shared prefix 12 x 1": way("shared_prefix", 12),
+        "shared prefix 6 x 2": way("shared_prefix", 6),
     }
+
+
+def trainer_of(
+    model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path, batching: str, checkpointing: bool = False
+) -> SFTTrainer:
+    """A trainer of the recipe's adapter over the model's own weights, under autocast where they are bf16."""
+    dataset = prompt.training_rows(rows)
+    base = copy.deepcopy(model, memo={id(weights): weights for weights in model.parameters()})
+    collator = SharedPrefixCollator.of(batching, dataset)
+    trainer = (SharedPrefixTrainer if collator else SFTTrainer)(
+        model=get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **LORA)),
+        args=SFTConfig(
+            str(folder),
+            report_to="none",
+            bf16=model.dtype == torch.bfloat16,
+            use_cpu=model.device.type == "cpu",
+            gradient_checkpointing=checkpointing,
+            neftune_noise_alpha=0.3,
+        ),
+        train_dataset=dataset,
+        data_collator=collator,
+        processing_class=prompt.tokenizer,
+    )
+    if not FUSED and collator:
+        trainer._fused = None
+    trainer.model.train()
+    if checkpointing:
+        trainer.model.gradient_checkpointing_enable()
+    trainer.model = trainer.accelerator.prepare_model(trainer.model)  # train() does it: autocast comes with it
+    return trainer
+
+
+def update(trainer: SFTTrainer, rows: int, rows_at_once: int, at: int = 0) -> int:
+    """One update of the next rows, in micro-batches, forward and backward; rows done."""
+    dataset, count = trainer.train_dataset, len(trainer.train_dataset)
+    batch = [dataset[i % count] for i in range(at * rows, (at + 1) * rows)]
+    tokens = torch.tensor(sum(label != IGNORE for row in batch for label in row["labels"]))
+    for i in range(0, rows, rows_at_once):
+        inputs = trainer.data_collator(batch[i : i + rows_at_once])
+        trainer.training_step(trainer.model, inputs, tokens.to(trainer.args.device))
+    trainer.model.zero_grad()
+    return rows
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts operations that PyTorch dispatches inside the block, those of autograd too.
+
+    Attributes:
+        counts: times of each operation, by name.
+    """
+
+    def __init__(self):
+        super().__init__()
+        self.counts = Counter()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        self.counts[str(operation).removeprefix("aten.").removesuffix(".default")] += 1
+        return operation(*args, **(kwargs or {}))
+
+
+def operations(rows: int = UPDATE) -> Counter:
+    """Operations of one update of the sentiment task, on Qwen3-8B's depth and a toy width, in bf16 on the CPU."""
+    prompt, data = setting("sentiment")
+    model = random_model(DEPTH, "cpu", "bfloat16")
+    model.config.pad_token_id = prompt.tokenizer.pad_token_id
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(model, prompt, data.splits["train"], Path(folder), "shared_prefix")
+        update(trainer, rows, rows)  # what is made once is not counted
+        with Dispatched() as dispatched:
+            update(trainer, rows, rows)
+    return dispatched.counts
 
 
 def scoring(
@@ -321,7 +384,11 @@ def show(report: dict) -> None:
 
 
 def save(report: dict, name: str) -> None:
+    print(f"written to {write(report, name)}")
+
+
+def write(report: dict, name: str) -> Path:
     RESULTS.mkdir(exist_ok=True)
     target = RESULTS / f"{name}.json"
     target.write_text(json.dumps(report, indent=2) + "\n")
-    print(f"written to {target.relative_to(ROOT)}")
+    return target

@@ -1,6 +1,7 @@
 """The benchmarks run and count right, on a model too small to measure anything; nothing here looks at a clock."""
 
 import importlib.util
+import json
 import sys
 
 import pytest
@@ -16,6 +17,7 @@ def gpu(monkeypatch):
     spec = importlib.util.spec_from_file_location("benchmark_gpu", ROOT / "benchmarks/gpu.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
+    monkeypatch.setattr(module.measure, "FUSED", True)
     return module
 
 
@@ -44,9 +46,22 @@ def test_the_shape_is_qwen3_8bs(gpu):
     assert model.num_parameters() == 8_190_735_360  # as Qwen/Qwen3-8B's card counts: 8.2 B
 
 
-def test_every_comparison_is_made_and_its_tokens_counted(gpu):
-    model = gpu.measure.random_model(SHAPE, "cpu", "float32")
-    report = gpu.measure.compare(model, gpu.GOALS, rounds=1, updates=1, texts=12, per_label=2, batches=[4])
+@pytest.fixture
+def toy_gpu(gpu, monkeypatch, tmp_path):
+    """The whole program at a toy size, under bf16 autocast on the CPU."""
+    monkeypatch.setattr(sys, "argv", ["gpu.py", "--quick", "--name", "toy"])
+    monkeypatch.setattr(gpu.measure, "RESULTS", tmp_path / "results")
+    for name, value in {"SHAPE": SHAPE, "SMALL": SHAPE, "DEVICE": "cpu", "ROWS": [2, 12]}.items():
+        monkeypatch.setattr(gpu, name, value)
+    monkeypatch.setattr(gpu, "QUICK", (1, 1, 12, 2, [4]))
+    monkeypatch.setattr(gpu, "QUICK_SECONDS", 10_000)
+    return gpu
+
+
+def test_the_whole_program_runs(toy_gpu, tmp_path):
+    toy_gpu.main()
+    report = json.loads((tmp_path / "results/toy.json").read_text())
+    assert report["skipped"] == {}
     assert [(row["what"], row["against"]) for row in report["ratios"]] == [
         ("training, sentiment", "stock 3 x 4, checkpointing"),
         ("training, sentiment", "stock 3 x 4"),
@@ -59,11 +74,44 @@ def test_every_comparison_is_made_and_its_tokens_counted(gpu):
         assert row["ratio"] == row["ours"] / row["stock"]
         assert row["peak_mib"] >= 0
     assert report["tasks"]["topic"]["label_tree_tokens"] > report["tasks"]["sentiment"]["label_tree_tokens"] == 3
-    gpu.measure.show(report)
-
-    [sentiment, _] = gpu.of_the_floor(model, report, peak_tflops=1.0)
+    assert report["fused"] and report["fused_gradient_errors"]["fused"] < 0.05
+    assert [(row["rows"], row["layers"]) for row in report["updates"]] == [(2, "fused"), (12, "fused"), (2, "stock")]
     layers = 2 * (16 * 32 * 2 + 16 * 16 * 2 + 16 * 24 * 3 + 2 * 16 + 2 * 8)
-    assert sentiment["tflops"] == pytest.approx(4 * layers * sentiment["tokens_per_second"] / 1e12)
+    for row in report["updates"]:
+        assert row["tflops"] == pytest.approx(4 * layers * row["tokens"] / row["ms"] / 1e9)
+    assert [row["layers"] for row in report["profile"]] == ["fused", "stock"]
+    assert report["qlora"]["rows_per_second"] > 0
+
+
+def test_what_fails_is_named_and_the_rest_is_measured(toy_gpu, tmp_path, monkeypatch, capsys):
+    def broken(*args):
+        raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried much")
+
+    for name in ("fused_errors", "profiled", "qlora"):
+        monkeypatch.setattr(toy_gpu, name, broken)
+    monkeypatch.setattr(toy_gpu.measure, "interleaved", broken)
+    toy_gpu.main()
+    report = json.loads((tmp_path / "results/toy.json").read_text())
+    failed = {"fused_gradient_errors", "profile", "qlora", "training, topic", "scoring, sentiment"}
+    assert failed < report["skipped"].keys()
+    assert "OutOfMemoryError: CUDA out of memory. (test_benchmarks.py:" in report["skipped"]["qlora"]
+    assert [row["layers"] for row in report["updates"]] == ["stock", "stock", "stock"]  # the fused check failed
+    assert "not measured: OutOfMemoryError" in capsys.readouterr().out
+
+
+def test_no_section_begins_when_the_time_is_over(toy_gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(toy_gpu, "QUICK_SECONDS", 0)
+    with pytest.raises(SystemExit, match="nothing that uses it was measured"):
+        toy_gpu.main()
+    report = json.loads((tmp_path / "results/toy.json").read_text())
+    assert report["skipped"] == {"varlen_gradient_error": "no time was left"}
+
+
+def test_an_update_dispatches_no_more_operations_than_it_did(gpu):
+    """24,807 with PEFT's and transformers' own layers; views count too, and the CPU's attention, a call a sequence."""
+    counts = gpu.measure.operations()
+    assert counts.total() <= 8_300
+    assert counts["mm"] + counts["addmm"] + counts["addmm_"] <= 1_160
 
 
 def test_gradients_of_packed_rows_are_compared_with_masks(gpu, monkeypatch):

@@ -84,7 +84,9 @@ def test_a_step_of_the_trainer_equals_stock_trls(toy, tmp_path):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_the_last_mlp_reads_label_positions_alone_unless_checkpointing_needs_it_again(toy, tmp_path, checkpointing):
+    """Of layers that are not fused; for those see test_fused.py."""
     trainer, rows = make_trainer(toy, "shared_prefix", tmp_path)
+    trainer._fused = None
     trainer.args.gradient_checkpointing = checkpointing
     expected_loss, expected = loss_and_gradients(trainer, [rows])
     if checkpointing:
