@@ -44,7 +44,7 @@ def test_every_combination_parses(task, model, overlay):
     assert training_args.output_dir == f"runs/{task.stem}/{'-'.join(path.stem for path in layers[1:])}"
     rows = training_args.per_device_train_batch_size * training_args.gradient_accumulation_steps
     paper_mode = overlay is not None and overlay.stem == "paper-mode"
-    assert rows == (24 if model.stem == "smollm2-135m" and not paper_mode else 12)  # the paper's are 12
+    assert rows == (48 if model.stem == "smollm2-135m" and not paper_mode else 12)  # the paper's are 12
     assert model_args.use_rslora
     assert model_args.lora_r == 8
     assert training_args.neftune_noise_alpha == 0.3
