@@ -104,9 +104,11 @@ def compare(
             "vocabulary": len(prompt.tokenizer),
         }
 
-        def train(prompt=prompt, rows=data.splits["train"]) -> dict:
+        named = {way for kind, *ways, goal in goals if kind == "training" and goal[at] for way in ways}
+
+        def train(prompt=prompt, rows=data.splits["train"], named=named) -> dict:
             with tempfile.TemporaryDirectory() as folder:
-                return interleaved(training(model, prompt, rows, Path(folder), updates), rounds)
+                return interleaved(training(model, prompt, rows, Path(folder), updates, named), rounds)
 
         def score(prompt=prompt, rows=rows, task=task) -> dict:
             return interleaved(scoring(model, prompt, list(rows["text"]), AGAINST[task], batches, per_label), rounds)
@@ -119,23 +121,27 @@ def compare(
     return report
 
 
-def training(model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path, updates: int) -> dict:
+def training(
+    model: PreTrainedModel, prompt: Prompt, rows: Dataset, folder: Path, updates: int, named: set[str]
+) -> dict:
     """Name -> function that runs the same updates (forward and backward, no optimiser) and returns rows done.
 
     TRL's own trainer with the paper's 3 x 4, with SFTConfig's gradient checkpointing and without, and this project's
-    shared prefix at 12 x 1 and, for less memory, 6 x 2; each on an adapter model of its own over the same base.
+    shared prefix at 12 x 1 and, for less memory, 6 x 2; each on an adapter model of its own over the same base. Those
+    in `named` alone.
     """
 
     def way(batching: str, rows_at_once: int, checkpointing: bool = False) -> Callable[[], int]:
         trainer = trainer_of(model, prompt, rows, folder, batching, checkpointing)
         return lambda: sum(update(trainer, UPDATE, rows_at_once, at) for at in range(updates))
 
-    return {
-        "stock 3 x 4, checkpointing": way("padded", 3, True),
-        "stock 3 x 4": way("padded", 3),
-        "shared prefix 12 x 1": way("shared_prefix", 12),
-        "shared prefix 6 x 2": way("shared_prefix", 6),
+    ways = {
+        "stock 3 x 4, checkpointing": ("padded", 3, True),
+        "stock 3 x 4": ("padded", 3),
+        "shared prefix 12 x 1": ("shared_prefix", 12),
+        "shared prefix 6 x 2": ("shared_prefix", 6),
     }
+    return {name: way(*how) for name, how in ways.items() if name in named}
 
 
 def trainer_of(

@@ -63,10 +63,8 @@ def test_the_whole_program_runs(toy_gpu, tmp_path):
     report = json.loads((tmp_path / "results/toy.json").read_text())
     assert report["skipped"] == {}
     assert [(row["what"], row["against"]) for row in report["ratios"]] == [
-        ("training, sentiment", "stock 3 x 4, checkpointing"),
         ("training, sentiment", "stock 3 x 4"),
         ("scoring, sentiment", "generate, batch 4"),
-        ("training, topic", "stock 3 x 4, checkpointing"),
         ("training, topic", "stock 3 x 4"),
         ("scoring, topic", "request per label, batch 4"),
     ]

@@ -222,6 +222,13 @@ def test_what_does_not_fit_keeps_its_own_layers(toy, tmp_path, why):
     assert not FusedLayers.fit(model)
 
 
+def test_a_model_that_processes_share_keeps_its_own_layers(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("fintune.training.shared_prefix.is_sharded", lambda trainer: True)
+    trainer, rows = trainer_of(toy, tmp_path)
+    assert trainer._fused is None
+    assert loss_and_gradients(trainer, [rows])[0] > 0
+
+
 def test_stacked_weights_are_one_memory_and_done_once():
     weights = [torch.nn.Parameter(torch.randn(rows, 6)) for rows in (4, 2, 3)]
     before = [weight.detach().clone() for weight in weights]

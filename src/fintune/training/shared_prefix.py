@@ -20,6 +20,7 @@ from fintune.model.adapted_layers import FusedLayers
 from fintune.model.attention import SHARED_PREFIX, causal_masks
 from fintune.model.forward import common_prefix, last_mlp_at
 from fintune.model.fused import keep
+from fintune.model.load import is_sharded
 from fintune.model.prompt import IGNORE
 
 
@@ -117,7 +118,7 @@ class SharedPrefixTrainer(SFTTrainer):
         plain = self.accelerator.unwrap_model(self.model)
         plain.set_attn_implementation(SHARED_PREFIX)
         self._embeddings = plain.get_input_embeddings()
-        self._fused = FusedLayers(plain) if FusedLayers.fit(plain) else None
+        self._fused = FusedLayers(plain) if FusedLayers.fit(plain) and not is_sharded(self) else None
         for module in self.model.modules():
             if isinstance(module, LoraLayer):
                 for name, dropout in module.lora_dropout.items():
