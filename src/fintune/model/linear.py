@@ -23,5 +23,5 @@ def word_classifier(C: float = 10.0, class_weights: str | None = None) -> OneVsR
     Args:
         C: inverse regularisation.
     """
-    one = LogisticRegression(C=C, solver="liblinear", dual=True, tol=0.1, max_iter=1000, class_weight=class_weights)
-    return OneVsRestClassifier(one)
+    settings = {"solver": "liblinear", "dual": True, "tol": 0.1, "max_iter": 1000, "random_state": 0}  # it shuffles
+    return OneVsRestClassifier(LogisticRegression(C=C, class_weight=class_weights, **settings))
