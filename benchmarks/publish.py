@@ -25,17 +25,19 @@ DOCS = measure.ROOT / "docs"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the results: NAME.json of cpu.py, NAME-file.json, NAME-serve.json")
+    parser.add_argument("name", help="of the results: NAME.json of cpu.py or gpu.py, NAME-file.json, NAME-serve.json")
     parser.add_argument("--run", type=Path, help="a run whose closing table goes into the README")
     args = parser.parse_args()
     name = args.name
     if args.run:
         with redirect_stdout(io.StringIO()) as said:
             print_result(read_result(args.run), args.run)
-        replace_block(measure.ROOT / "README.md", "run", f"```\n{said.getvalue().strip()}\n```")
+        lines = [line.rstrip() for line in said.getvalue().strip().splitlines()]
+        replace_block(measure.ROOT / "README.md", "run", "\n".join(["```", *lines, "```"]))
     for mark, page, ending, table in (
         ("stock", "speed.md", "", stock),
         ("growth", "speed.md", "", growth),
+        ("gpu", "speed.md", "", gpu),
         ("file", "deployment.md", "-file", file),
         ("serve", "deployment.md", "-serve", serve),
     ):
@@ -44,6 +46,8 @@ def main() -> None:
             print(f"left as it is: docs/{page}, {mark}: no {path.name}")
             continue
         report = json.loads(path.read_text(encoding="utf-8"))
+        if (mark in ("stock", "growth")) == ("updates" in report) and not ending:
+            continue  # gpu.py and cpu.py have tables of their own
         lines = [f"{measured_on(report['machine'])} ([JSON](../benchmarks/results/{path.name})):", "", *table(report)]
         replace_block(DOCS / page, mark, "\n".join(lines))
         print(f"written: docs/{page}, {mark}")
@@ -77,6 +81,39 @@ def growth(report: dict) -> list[str]:
         [f"{row['rows']:,}", f"{row['rows_per_second']:,.0f}", f"{row['peak_mib']:.0f}"] for row in report["growth"]
     ]
     return markdown_table(["rows in one call", "rows/s", "peak MiB"], rows)
+
+
+def gpu(report: dict) -> list[str]:
+    """The stock table, updates of several sizes, and what a profiler saw of one."""
+    lines = [*stock(report), ""]
+    headers = ["update", "layers", "tokens", "ms", "rows/s", "TFLOP/s", "times the card's own floor", "peak MiB"]
+    rows = [
+        [
+            f"{one['rows']} rows",
+            one["layers"],
+            f"{one['tokens']:,}",
+            f"{one['ms']:.0f}",
+            f"{one['rows_per_second']:.0f}",
+            f"{one['tflops']:.0f}",
+            f"{one['times_the_floor']:.1f}",
+            f"{one['peak_mib']:,.0f}",
+        ]
+        for one in report["updates"]
+    ]
+    lines += [*markdown_table(headers, rows), ""]
+    seen = [
+        [one["layers"], f"{one['launches']:,}", f"{one['card_ms']:.0f}", f"{one['ms']:.0f}", f"{one['busy']:.0%}"]
+        for one in report["profile"]
+    ]
+    lines += markdown_table(["12 rows, profiled", "launches", "the card works, ms", "update, ms", "busy"], seen)
+    base = report.get("qlora")
+    if base:
+        lines += [
+            "",
+            f"With the base in 4 bits its layers take {base['layers_mib']:,.0f} MiB, an update of 12 rows peaks at "
+            f"{base['peak_mib']:,.0f} MiB beyond the model, and {base['rows_per_second']:.0f} rows are trained a second.",
+        ]
+    return lines
 
 
 def file(report: dict) -> list[str]:

@@ -189,9 +189,9 @@ def by_rate(variants: list[Variant], left, right) -> None:
         right.errorbar(aside, [v.cell.metric("accuracy") for v in mine], errors(mine), capsize=3, **look)
     if best:
         place = (best.recipe["learning_rate"], best.validation)
-        left.plot(*place, "o", markersize=15, fillstyle="none", color="black", label="best on validation: chosen")
+        left.plot(*place, "o", markersize=15, fillstyle="none", color="black", label="best on validation")
     own = {v.recipe["learning_rate"]: "\nrecipe" for v in _own(variants)}
-    for axes, title in ((left, "validation accuracy (this chooses)"), (right, TEST)):
+    for axes, title in ((left, "validation accuracy"), (right, TEST)):
         _ticks(axes, {v.recipe["learning_rate"]: rate(v.recipe["learning_rate"]) for v in variants}, own)
         axes.set(xlabel="learning rate", ylabel=title)
 

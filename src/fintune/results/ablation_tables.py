@@ -79,8 +79,8 @@ def chosen(varied: list[str], variants: list[Variant]) -> str:
     else:
         has = f"; the recipe has {values_of(recipe, varied)} ({recipe.validation:.4f})"
     return (
-        f"Chosen on validation alone: of {len(variants)} settings the highest validation accuracy is that of {found}"
-        f"{has}. The test accuracies stand beside it and chose nothing."
+        f"Validation is what such a choice is made on: of {len(variants)} settings the highest validation accuracy is "
+        f"that of {found}{has}. The test accuracies stand beside it and choose nothing."
     )
 
 
