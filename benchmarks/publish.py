@@ -108,11 +108,11 @@ def gpu(report: dict) -> list[str]:
     lines += markdown_table(["12 rows, profiled", "launches", "the card works, ms", "update, ms", "busy"], seen)
     base = report.get("qlora")
     if base:
-        lines += [
-            "",
-            f"With the base in 4 bits its layers take {base['layers_mib']:,.0f} MiB, an update of 12 rows peaks at "
-            f"{base['peak_mib']:,.0f} MiB beyond the model, and {base['rows_per_second']:.0f} rows are trained a second.",
-        ]
+        memory, speed = f"{base['peak_mib']:,.0f} MiB", f"{base['rows_per_second']:.0f} rows/s"
+        said = (
+            f"With the base in 4 bits its layers take {base['layers_mib']:,.0f} MiB; training in updates of 12 rows "
+        )
+        lines += ["", f"{said}peaks at {memory} beyond the model, at {speed}."]
     return lines
 
 

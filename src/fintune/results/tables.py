@@ -47,7 +47,7 @@ def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | No
             interval += f"; {len(cell.runs)} seeds, sd {cell.deviation:.4f}"
         row = [
             (cell.label, "", None),
-            (base_name(cell.runs[0].result), "", None),
+            (*base_name(cell.runs[0].result), None),
             (short(parameters), "", parameters),
             (short(trained), "", trained),
             (as_text(epochs, ".3g"), "", epochs),
@@ -66,10 +66,12 @@ def table(group: Group) -> tuple[list[str], list[list[tuple[str, str, float | No
             used = sorted({machines.index(machine_of(run.result)) + 1 for run in cell.runs})
             row.append((" and ".join(map(str, used)), "", float(used[0])))
         rows.append(row)
-    return headers + (["machine"] if len(machines) > 1 else []), rows
+    headers += ["machine"] if len(machines) > 1 else []
+    said = [i for i in range(len(headers)) if any(row[i][0] != "–" for row in rows)]  # no column of dashes
+    return [headers[i] for i in said], [[row[i] for i in said] for row in rows]
 
 
-def base_name(result: dict) -> str:
+def base_name(result: dict) -> tuple[str, str]:
     """The base model's name, and where its weights come from if not from the Hub.
 
     Of a local path only the last part is given, since the rest may be private.
@@ -77,9 +79,9 @@ def base_name(result: dict) -> str:
     model = result.get("model") or {}
     base, weights = model.get("base"), model.get("weights")
     if not isinstance(base, str):
-        return "–"
+        return "–", ""
     name = Path(base).name if base.startswith(("/", "~", ".")) else base
-    return f"{name} (weights of {weights})" if weights else name
+    return name, f"weights of {weights}" if weights else ""
 
 
 def _paper_difference(cell: Cell) -> tuple[str, str]:
