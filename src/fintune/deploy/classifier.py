@@ -1,13 +1,14 @@
 """A finished run as a function from texts to labels, whatever kind of model it holds."""
 
 import sys
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from fintune.data.rows import fault_of
-from fintune.errors import UserError
+from fintune.errors import UserError, quiet_libraries
 from fintune.results.verify import caveat, verified_result
 
 # scikit-learn and the model libraries take seconds to import: only `from_pretrained` and a call do
@@ -49,11 +50,13 @@ class Classifier:
                 another base.
         """
         result = verified_result(Path(run_dir))
-        from fintune.results.restore import load_scorer
+        with warnings.catch_warnings():
+            quiet_libraries()
+            from fintune.results.restore import load_scorer
 
-        scorer = load_scorer(Path(run_dir), result)
-        if merge:
-            scorer.merge()
+            scorer = load_scorer(Path(run_dir), result)
+            if merge:
+                scorer.merge()
         classifier = cls(result, scorer)
         if classifier.caveat:
             print(f"{run_dir}: {classifier.caveat}", file=sys.stderr)

@@ -102,8 +102,7 @@ def load_linear(folder: Path, embedder: Embedder | None) -> LinearScorer:
     if not path.is_file():
         raise UserError(f"{folder}: no {FILE}, as in runs of an earlier version; train it again")
     try:
-        with ZipFile(path) as file:
-            types = _types(json.loads(file.read("schema.json")))
+        types = _types(path)
         model = None if types - TRUSTED else load(path, trusted=[])
     except Exception as error:  # whatever a damaged file makes of zipfile, skops and scikit-learn
         raise UserError(f"{path}: cannot be read ({type(error).__name__}: {error}); train the run again") from error
@@ -114,10 +113,15 @@ def load_linear(folder: Path, embedder: Embedder | None) -> LinearScorer:
     return LinearScorer(*([model[0], model[1]] if embedder is None else [embedder, model]))
 
 
-def _types(node: object) -> set[str]:
-    """Names of all types in a schema of skops."""
-    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
-    found = set().union(*map(_types, children))
-    if isinstance(node, dict) and "__class__" in node:
-        found.add(f"{node['__module__']}.{node['__class__']}")
+def _types(path: Path) -> set[str]:
+    """Names of all types that a file of skops states, before one of them is looked up."""
+    found = set()
+
+    def note(node: dict) -> dict:
+        if "__class__" in node:
+            found.add(f"{node['__module__']}.{node['__class__']}")
+        return {}  # inner ones come first, and nothing is needed of them
+
+    with ZipFile(path) as file:
+        json.loads(file.read("schema.json"), object_hook=note)
     return found
