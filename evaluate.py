@@ -4,7 +4,7 @@
     python evaluate.py Qwen/Qwen3-0.6B --task data/sentiment.yaml [--dtype bfloat16 ...]
     python evaluate.py configs/smollm2-135m.yaml --task data/sentiment.yaml     # the recipe's model, before training
 
-Takes runs of train_sft.py and train_cls.py. (`import evaluate` still means the PyPI package: nothing is imported from
+Takes runs of every training script. (`import evaluate` still means the PyPI package: nothing is imported from
 this folder, see src/fintune/scoring/metrics.py.)
 """
 

@@ -39,6 +39,7 @@ from fintune.deploy.export import export
 from fintune.errors import Stopped, UserError
 from fintune.model.embedding import Embedder, load_embedder, mean_pooled
 from fintune.model.encoder import EncoderArguments, EncoderInput, check_tokenizer, load_encoder
+from fintune.model.linear import build_classifier
 from fintune.model.load import base_fingerprint
 from fintune.recipe.layers import read_task
 from fintune.recipe.recipe import parse_recipe
@@ -412,7 +413,7 @@ def test_a_frozen_encoder_honours_class_weights_and_truncates(task_folder, texts
     result = json.loads((task_folder / "runs/toy/frozen/metrics.json").read_text())
     assert result["test"]["texts_truncated"] == result["test"]["rows"]
     args = SimpleNamespace(linear_model="embedding")
-    assert script("train_linear").build_classifier(args, 1.0, "balanced").class_weight == "balanced"
+    assert build_classifier(args, 1.0, "balanced").class_weight == "balanced"
 
 
 def test_what_cannot_be_embedded_is_refused_in_one_line(task_folder, texts):

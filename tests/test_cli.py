@@ -20,15 +20,14 @@ HEAVY = ["torch", "transformers", "trl", "peft"]
 
 @pytest.fixture
 def run_folder(tmp_path, monkeypatch):
-    """runs/done, as a finished run's folder looks before its weights are read, and runs/linear, which has none."""
+    """runs/done, as a finished run's folder looks before its weights are read."""
     monkeypatch.chdir(tmp_path)
-    for name, script in (("done", "train_sft.py"), ("linear", "train_linear.py")):
-        folder = tmp_path / "runs" / name
-        folder.mkdir(parents=True)
-        (folder / "recipe.yaml").write_text("task: toy\n")
-        calibration = {"temperature": 1.0, "curve": [[0.9, 0.5, 0.95], [0.4, 1.0, 0.8]]}
-        result = {"schema": 2, "script": script, "data": {"labels": ["Up", "Down"]}, "calibration": calibration}
-        (folder / "metrics.json").write_text(json.dumps(result))
+    folder = tmp_path / "runs/done"
+    folder.mkdir(parents=True)
+    (folder / "recipe.yaml").write_text("task: toy\n")
+    calibration = {"temperature": 1.0, "curve": [[0.9, 0.5, 0.95], [0.4, 1.0, 0.8]]}
+    result = {"schema": 2, "script": "train_sft.py", "data": {"labels": ["Up", "Down"]}, "calibration": calibration}
+    (folder / "metrics.json").write_text(json.dumps(result))
     (tmp_path / "news.csv").write_text("title,tone\nAlder rose,Up\n")
     (tmp_path / "labelled.csv").write_text("label,title\nUp,Alder rose\n")
     return tmp_path
@@ -115,7 +114,6 @@ def test_mistakes_are_found_before_a_model_library_is_imported(run_folder):
     predict, out = ["predict", "runs/done"], ["-o", "out.csv"]
     mistakes = [
         (["predict", "runs/none", "news.csv", *out], "runs/none: not a finished run"),
-        (["predict", "runs/linear", "news.csv", *out], "runs/linear: runs of train_linear.py keep no weights"),
         ([*predict, "none.csv", *out], "none.csv: no such file"),
         ([*predict, "news.xlsx", "-o", "out.xlsx"], "news.xlsx: ends in none of .csv"),
         ([*predict, "news.csv", "-o", "out.jsonl"], "the output has the format of the input"),
@@ -129,10 +127,8 @@ def test_mistakes_are_found_before_a_model_library_is_imported(run_folder):
         ([*predict, "-", "--target-accuracy", "0.9", "--abstain-below", "0.5"], "give one of them"),
         ([*predict, "-", "--abstain-below", "nan"], "Input should be less than or equal to 1"),
         (["serve", "runs/none"], "runs/none: not a finished run"),
-        (["serve", "runs/linear"], "runs/linear: runs of train_linear.py keep no weights"),
         (["serve", "runs/done", "--target-accuracy", "0.99"], "at best 0.9500"),
         (["export", "runs/none", "plain"], "runs/none: not a finished run"),
-        (["export", "runs/linear", "plain"], "runs/linear: runs of train_linear.py keep no weights"),
         (["export", "runs/done", "runs"], "runs: already exists"),
         (["prepare", "none.csv", "--text", "title", "--label", "tone", "--task", "mine"], "none.csv: no such file"),
         (["prepare", "news.csv", "--text", "text", "--label", "tone", "--task", "mine"], "column 'text' is missing"),

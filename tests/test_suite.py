@@ -14,6 +14,7 @@ from fintune import machine
 from fintune.data.load import load_data
 from fintune.errors import UserError
 from fintune.model.encoder import EncoderArguments
+from fintune.model.linear import LinearArguments
 from fintune.model.wheel import weights_of
 from fintune.recipe.layers import read_layer, read_layers, read_task
 from fintune.recipe.recipe import SftArguments, parse_recipe
@@ -151,7 +152,7 @@ def test_every_baseline_goes_to_the_script_that_parses_it(monkeypatch):
     """Every recipe parses with its script's classes, pins its model to a commit, and gets the identity foreseen."""
     monkeypatch.chdir(ROOT)
     classes = {
-        "train_linear.py": (script("train_linear").LinearArguments,),
+        "train_linear.py": (LinearArguments,),
         "train_cls.py": (EncoderArguments, TrainingArguments),
         "train_sft.py": (SftArguments, SFTConfig, ModelConfig),
     }

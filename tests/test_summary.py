@@ -71,8 +71,11 @@ def test_a_run_that_learnt_nothing_says_so(capsys):
     assert "this run is worse" in said  # than TF-IDF
 
 
-def test_a_linear_run_cannot_label_and_offers_no_command(capsys):
-    summary.print_result(result_of(TRUTH, TRUTH, script="train_linear.py"), Path("runs/toy/tfidf"))
+def test_every_trained_run_names_the_next_command_and_a_model_as_it_is_none(capsys):
+    for script in ("train_sft.py", "train_cls.py", "train_linear.py"):
+        summary.print_result(result_of(TRUTH, TRUTH, script=script), Path("runs/toy/tfidf"))
+        assert "predict runs/toy/tfidf FILE.csv -o labelled.csv" in capsys.readouterr().out
+    summary.print_result(result_of(TRUTH, TRUTH, script="evaluate.py", training=None), Path("runs/toy/x-zero-shot"))
     assert "predict" not in capsys.readouterr().out
 
 

@@ -42,7 +42,7 @@ def flag(name: str, help: str) -> typer.models.OptionInfo:
 
 
 FORMATS = ".csv, .csv.gz, .jsonl, .jsonl.gz or .parquet"
-Run = Annotated[Path, argument("RUN", "Folder of a run of train_sft.py or train_cls.py.")]
+Run = Annotated[Path, argument("RUN", "Folder of a finished run.")]
 AbstainBelow = Annotated[
     float, typer.Option(min=0, max=1, help="Mark an answer as abstained where its confidence is below this.")
 ]
@@ -135,10 +135,9 @@ def serve(
     from fintune.deploy.classifier import Classifier
     from fintune.deploy.predict import find_threshold
     from fintune.deploy.service import create_app
-    from fintune.results.verify import check_weights, read_result
+    from fintune.results.verify import read_result
 
     result = read_result(run_dir)
-    check_weights(run_dir, result)
     threshold = find_threshold(result["calibration"], abstain_below, target_accuracy)
     classifier = Classifier.from_pretrained(run_dir)
     classifier(["warm up"])
@@ -160,7 +159,7 @@ def export(
     """Write a run as plain weights with a model card.
 
     An adapter is merged into its base, and the result is checked against the run. The folder loads in transformers,
-    and in servers such as vLLM, without this project.
+    and in servers such as vLLM, without this project; a linear model's in scikit-learn, through skops.
 
     \b
     Example:

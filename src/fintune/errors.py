@@ -52,8 +52,7 @@ class Stopped(Exception):
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Run a `main` on the command line and exit with what it returns or 0, 2 (`UserError`) or 128 + signal."""
-    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # its notes to library authors
-    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # true by default, on machines without a GPU too
+    quiet_libraries()
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
         # of several processes (accelerate launch) the first one speaks
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -86,6 +85,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     print(" ".join(message.split()), file=sys.stderr, flush=True)
     sys.exit(code)
+
+
+def quiet_libraries() -> None:
+    """Drop warnings of libraries that a user can do nothing about."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module="transformers")  # its notes to library authors
+    warnings.filterwarnings("ignore", message=".*pin_memory.*")  # true by default, on machines without a GPU too
 
 
 def missing_module(error: ImportError) -> str | None:

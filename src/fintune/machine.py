@@ -184,6 +184,7 @@ def description() -> dict:
         "datasets",
         "evaluate",
         "scikit-learn",
+        "skops",
         "bitsandbytes",
         "flash-attn",
         "fintune",

@@ -1,72 +1,111 @@
 """A finished run as a function from texts to labels, whatever kind of model it holds."""
 
-from dataclasses import dataclass
+import sys
+import warnings
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
 from fintune.data.rows import fault_of
-from fintune.errors import UserError
-from fintune.results.verify import verified_result
+from fintune.errors import UserError, quiet_libraries
+from fintune.results.verify import caveat, verified_result
 
 # scikit-learn and the model libraries take seconds to import: only `from_pretrained` and a call do
 
 
-@dataclass
 class Classifier:
-    """Labels texts with a finished run: `Classifier.from_pretrained("runs/topic/tiny")(["Oil climbs 3 %"])`.
+    """Labels texts with a finished run: `Classifier.from_pretrained("runs/topic/tiny").predict(["Oil climbs 3 %"])`.
+
+    `predict`, `predict_proba` and `classes_` are scikit-learn's, except that a single string gives a single answer.
 
     Attributes:
         names: the label names, in the order of the probabilities.
         calibration: of the run's metrics.json; see fintune/scoring/calibration.py.
         scorer: the model; see fintune/scoring/scorer.py.
+        caveat: what whoever uses the answers must know first; None where there is nothing.
     """
 
-    names: list[str]
-    calibration: dict
-    scorer: object
+    def __init__(self, result: dict, scorer):
+        """
+        Args:
+            result: metrics.json of the run.
+        """
+        self.names, self.calibration, self.scorer = result["data"]["labels"], result["calibration"], scorer
+        self.caveat = caveat(result)
+        accuracy, rows = result["test"]["accuracy"], result["test"]["rows"]
+        self._about = f"{result['task']}/{result['name']}, accuracy {accuracy:.4f} on {rows:,} test rows"
 
     @classmethod
     def from_pretrained(cls, run_dir: str | Path, merge: bool = True) -> "Classifier":
-        """Load a run of train_sft.py or train_cls.py: its base, its adapter, its templates and its temperature.
+        """Load a run: its model with what that stands on, its templates and its temperature.
+
+        A caveat is printed to standard error.
 
         Args:
-            merge: add the adapter to the weights where they are float32: exact to 1e-6, and a score half as long.
+            merge: add an adapter to the weights where they are float32: exact to 1e-6, and a score half as long.
 
         Raises:
-            UserError: the folder is not a finished run, is one of train_linear.py, which keeps no weights, holds
-                other files than were saved, or its adapter belongs to another base.
+            UserError: the folder is not a finished run or holds other files than were saved, or its model belongs to
+                another base.
         """
         result = verified_result(Path(run_dir))
-        from fintune.results.restore import load_scorer
+        with warnings.catch_warnings():
+            quiet_libraries()
+            from fintune.results.restore import load_scorer
 
-        scorer = load_scorer(Path(run_dir), result)
-        if merge:
-            scorer.merge()
-        return cls(result["data"]["labels"], result["calibration"], scorer)
+            scorer = load_scorer(Path(run_dir), result)
+            if merge:
+                scorer.merge()
+        classifier = cls(result, scorer)
+        if classifier.caveat:
+            print(f"{run_dir}: {classifier.caveat}", file=sys.stderr)
+        return classifier
 
-    def __call__(self, texts: list[str]) -> tuple[list[str], np.ndarray]:
+    def __repr__(self) -> str:
+        about = f"{self._about}; {', '.join(self.names)}"
+        return f"Classifier({about}; {self.caveat})" if self.caveat else f"Classifier({about})"
+
+    def __call__(self, texts: str | Iterable[str]) -> tuple[list[str] | str, np.ndarray]:
         """
         Args:
-            texts: non-empty strings; control tokens inside them stay plain characters.
+            texts: non-empty strings, or a single one; control tokens inside them stay plain characters.
 
         Returns:
-            The label of each text, and its calibrated probabilities, (texts, labels) float64 in the order of `names`.
+            The label of each text, and its calibrated probabilities, (texts, labels) float64 in the order of `names`;
+            of a single string its label and (labels,) probabilities.
 
         Raises:
             UserError: a text is not a string, or empty.
         """
         from fintune.scoring.calibration import scaled
 
+        single = isinstance(texts, str)
+        texts = [texts] if single else list(texts)
         for row, text in enumerate(texts):
             if fault := fault_of(text):
                 raise UserError(f"text {row}: {fault}; every text must be a non-empty string")
-        probabilities = scaled(self.scorer.probabilities(list(texts)), self.calibration["temperature"])
-        return [self.names[label] for label in probabilities.argmax(axis=1)], probabilities
+        probabilities = scaled(self.scorer.probabilities(texts), self.calibration["temperature"])
+        labels = [self.names[label] for label in probabilities.argmax(axis=1)]
+        return (labels[0], probabilities[0]) if single else (labels, probabilities)
 
     @property
-    def max_length(self) -> int:
-        """Tokens of a prompt or text; longer texts lose their end."""
+    def classes_(self) -> np.ndarray:
+        """(labels,) names in the order of `predict_proba`'s columns: the task's, not the alphabet's."""
+        return np.array(self.names)
+
+    def predict(self, texts: str | Iterable[str]) -> np.ndarray | str:
+        """(texts,) labels, or the label of a single string; see `__call__`."""
+        labels, _ = self(texts)
+        return labels if isinstance(texts, str) else np.array(labels, dtype=self.classes_.dtype)
+
+    def predict_proba(self, texts: str | Iterable[str]) -> np.ndarray:
+        """(texts, labels) calibrated probabilities, or (labels,) of a single string; see `__call__`."""
+        return self(texts)[1]
+
+    @property
+    def max_length(self) -> int | None:
+        """Tokens of a prompt or text, of which longer ones lose their end; None where texts are read whole."""
         return self.scorer.encoder.max_length
 
     @property

@@ -20,15 +20,15 @@ MAY_DIFFER = 0.01  # share of labels in 16 bits, where a near tie may fall the o
 
 
 def export(run_dir: Path, target: Path, push: str | None) -> None:
-    """Write a run as weights that transformers, and servers such as vLLM, load without this project.
+    """Write a run as weights that transformers, servers such as vLLM, or scikit-learn load without this project.
 
     Args:
-        run_dir: a run of train_sft.py or train_cls.py.
+        run_dir: a run of any training script; of a frozen encoder's the encoder itself is not written.
         target: a new folder.
         push: repository on the Hub that it is sent to, such as me/sentiment.
 
     Raises:
-        UserError: `target` exists, `run_dir` is not a finished run with weights, what was written answers otherwise
+        UserError: `target` exists, `run_dir` is not a finished run, what was written answers otherwise
             than the run, or the Hub does not take it.
     """
     if target.exists():
@@ -71,9 +71,7 @@ def compare(classifier: Classifier, folder: Path, texts: list[str], expected: np
     Raises:
         UserError: too many labels differ.
     """
-    import torch
-
-    share = 0.0 if classifier.scorer.model.dtype == torch.float32 else MAY_DIFFER
+    share = 0.0 if classifier.scorer.exact else MAY_DIFFER
     classifier.scorer = classifier.scorer.reloaded(folder)
     _, found = classifier(texts)
     same = int((found.argmax(axis=1) == expected.argmax(axis=1)).sum())
@@ -96,18 +94,22 @@ def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict
 
     from fintune.recipe.layers import TINY, read_layer
 
-    causal, test = result["script"] == "train_sft.py", result["test"]
+    recipe, test = read_layer(run_dir / "recipe.yaml"), result["test"]
+    linear = recipe.get("linear_model")  # majority, tfidf or embedding
+    kind = linear or {"train_sft.py": "causal", "train_cls.py": "encoder"}[result["script"]]
+    causal = kind == "causal"
     invented = result["data"]["source"] == "sample"
     licence = "Apache 2.0 (invented rows)" if invented else result["data"]["license"]
     figures = {"accuracy": test["accuracy"], "f1": test["macro_f1"], "matthews_correlation": test["mcc"]}
     base = result["model"]["base"]
     path = Path(base).is_absolute() or base.startswith((".", "~"))  # maybe of another machine
-    local = base == TINY or path or Path(base).is_dir()  # a path would tell of this machine, and help nobody else
+    # a path would tell of this machine, and help nobody else
+    local = base in (TINY, linear) or path or Path(base).is_dir()
     card_data = ModelCardData(
         model_name=result["name"],
         base_model=None if local else base,
         license="apache-2.0" if invented else LICENCES.get(licence, "other"),
-        library_name="transformers",
+        library_name="sklearn" if linear else "transformers",
         pipeline_tag="text-generation" if causal else "text-classification",
         tags=["finance", "text-classification"],
         eval_results=[
@@ -118,14 +120,17 @@ def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict
     card = ModelCard.from_template(
         card_data,
         template_path=str(Path(__file__).parent / "model-card.md.jinja"),
-        kind="causal" if causal else "encoder",
+        kind=kind,
         name=name,
         base=Path(base).name if local else base,
         local=local,
         example="Alder raised its dividend again",
         turn=repr(classifier.scorer.encoder.turn("HEADLINE")) if causal else None,
-        use_rslora=read_layer(run_dir / "recipe.yaml").get("use_rslora"),
+        quoted_revision=repr(recipe.get("model_revision")),
+        max_length=classifier.max_length,
+        use_rslora=recipe.get("use_rslora"),
         temperature=classifier.calibration["temperature"],
+        packages=("scikit-learn", "skops") if linear else ("torch", "transformers", "trl", "peft"),
         **{"result": result, "test": test, "licence": licence, "check": check},
     )
     write_text(folder / "README.md", str(card))

@@ -106,7 +106,7 @@ def label_file(
 
 def run_fingerprint(run_dir: Path, names: list[str], calibration: dict) -> list:
     """What a labelling that goes on must have in common with its beginning: hashes of weights, labels, temperature."""
-    weights = [sha256(path) for path in sorted(run_dir.glob("*.safetensors"))]
+    weights = [sha256(path) for kind in ("safetensors", "skops") for path in sorted(run_dir.glob(f"*.{kind}"))]
     return [weights, names, calibration["temperature"]]
 
 

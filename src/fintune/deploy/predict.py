@@ -8,7 +8,7 @@ from fintune.deploy.classifier import Classifier
 from fintune.deploy.label_file import label_file, open_table, run_fingerprint
 from fintune.deploy.stream import label_stream
 from fintune.errors import UserError
-from fintune.results.verify import check_weights, read_result
+from fintune.results.verify import caveat, read_result
 
 
 def predict(
@@ -37,7 +37,6 @@ def predict(
     if engine == "ray" and (streaming or spreadsheet_safe):
         raise UserError("--engine ray labels a folder of Parquet files, without --spreadsheet-safe")
     result = read_result(run_dir)
-    check_weights(run_dir, result)
     names, calibration = result["data"]["labels"], result["calibration"]
     if engine == "local" and not streaming:
         open_table(Path(source), Path(output), text_column, names, prefix)
@@ -48,6 +47,8 @@ def predict(
     if engine == "ray":
         from fintune.deploy.fleet import label_folder  # pip install 'fintune[ray]'
 
+        if said := caveat(result):  # the actors' own standard error is not shown
+            print(f"{run_dir}: {said}", file=sys.stderr)
         run = run_fingerprint(run_dir, names, calibration)
         labelled, rejected = label_folder(run_dir, run, source, output, text_column, threshold, prefix)
         print(f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected", file=sys.stderr)
@@ -61,11 +62,9 @@ def predict(
         files = Path(source), Path(output)
         labelled, rejected = label_file(classifier, run_dir, *files, text_column, threshold, prefix, spreadsheet_safe)
     where = f", see {output}.rejected.jsonl" if rejected and output else ""
-    print(
-        f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected{where}; "
-        f"{classifier.truncated_texts:,} texts truncated to {classifier.max_length} tokens",
-        file=sys.stderr,
-    )
+    cut = f"; {classifier.truncated_texts:,} texts truncated to {classifier.max_length} tokens"
+    said = f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected{where}"
+    print(said + cut * (classifier.max_length is not None), file=sys.stderr)
     return 3 if rejected else 0
 
 

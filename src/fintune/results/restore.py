@@ -6,7 +6,9 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 from trl import ModelConfig, SFTConfig
 
 from fintune.errors import UserError
+from fintune.model.embedding import load_embedder
 from fintune.model.encoder import EncoderArguments, EncoderInput
+from fintune.model.linear import LinearArguments
 from fintune.model.load import base_fingerprint, load_model, load_tokenizer, missing_model
 from fintune.model.prompt import Prompt
 from fintune.model.wheel import find_model
@@ -14,20 +16,24 @@ from fintune.recipe.layers import TINY
 from fintune.recipe.recipe import Recipe, SftArguments, parse_recipe
 from fintune.scoring.encoder_scorer import EncoderScorer
 from fintune.scoring.label_scorer import LabelScorer
+from fintune.scoring.linear_scorer import LinearScorer, load_linear
+from fintune.scoring.scorer import Scorer
 
 SCORING = ["--report_to", "none", "--bf16", "false"]  # bf16 is of training; the weights keep their dtype
 ARGUMENTS = {
     "train_sft.py": (SftArguments, SFTConfig, ModelConfig),
     "train_cls.py": (EncoderArguments, TrainingArguments),
+    "train_linear.py": (LinearArguments,),
 }
 
 
 def read_recipe(folder: Path, script: str, flags: list[str] = ()) -> Recipe:
     """The recipe of a finished run, for scoring."""
-    return parse_recipe([str(folder / "recipe.yaml"), *SCORING, *flags], *ARGUMENTS[script])
+    scoring = SCORING[:2] if script == "train_linear.py" else SCORING  # which has no bf16
+    return parse_recipe([str(folder / "recipe.yaml"), *scoring, *flags], *ARGUMENTS[script])
 
 
-def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None) -> LabelScorer | EncoderScorer:
+def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None) -> Scorer:
     """The model of a finished run with its tokenizer and templates.
 
     Args:
@@ -35,22 +41,37 @@ def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None) -> Lab
         recipe: of the run, where some of its flags are changed.
 
     Raises:
-        UserError: its adapter belongs to another base, or weights are missing.
+        UserError: its adapter or classifier belongs to another base, or weights are missing or foreign.
     """
     recipe = recipe or read_recipe(folder, result["script"])
-    return {"train_sft.py": _label_scorer, "train_cls.py": _encoder_scorer}[result["script"]](folder, recipe, result)
+    loaders = {"train_sft.py": _label_scorer, "train_cls.py": _encoder_scorer, "train_linear.py": _linear_scorer}
+    return loaders[result["script"]](folder, recipe, result)
 
 
 def _label_scorer(folder: Path, recipe: Recipe, result: dict) -> LabelScorer:
     training_args, model_args = recipe.training_args, recipe.model_args
     name, revision = model_args.model_name_or_path, model_args.model_revision
     base = str(folder / "base") if name == TINY else find_model(name, revision, recipe.run_args.wheel)[0]
-    found, trained_on = base_fingerprint(base, revision), result["model"]["fingerprint"]
-    if found != trained_on:
-        raise UserError(f"{folder}: its adapter belongs to base {trained_on[:60]}, not {found[:60]}")
+    _check_base(folder, "adapter", base, revision, result)
     tokenizer = load_tokenizer(str(folder), revision, training_args.chat_template_path)
     model = load_model(model_args, base, training_args.device, recipe.run_args.key_value_heads, folder)
     return LabelScorer(model, Prompt(recipe.task, tokenizer, training_args.max_length))
+
+
+def _check_base(folder: Path, part: str, base: str, revision: str | None, result: dict) -> None:
+    found, trained_on = base_fingerprint(base, revision), result["model"]["fingerprint"]
+    if found != trained_on:
+        raise UserError(f"{folder}: its {part} belongs to base {trained_on[:60]}, not {found[:60]}")
+
+
+def _linear_scorer(folder: Path, recipe: Recipe, result: dict) -> LinearScorer:
+    args = recipe.run_args
+    if args.linear_model != "embedding":
+        return load_linear(folder, None)
+    name, revision = args.model_name_or_path, args.model_revision
+    base = find_model(name, revision, args.wheel)[0]
+    _check_base(folder, "classifier", base, revision, result)
+    return load_linear(folder, load_embedder(base, revision, args.max_length, []))
 
 
 def _encoder_scorer(folder: Path, recipe: Recipe, result: dict) -> EncoderScorer:

@@ -38,7 +38,7 @@ def print_result(result: dict, folder: Path) -> None:
     for line in [*weak_classes(test["per_class"]), *advice(result)]:
         print(line)
     print(f"run: {folder}")
-    if result["script"] in ("train_sft.py", "train_cls.py"):
+    if result["training"] is not None:
         print(f"next: {_command()} predict {folder} FILE.csv -o labelled.csv")
 
 

@@ -32,24 +32,20 @@ def read_result(folder: Path) -> dict:
     return result
 
 
-def check_weights(folder: Path, result: dict) -> None:
-    """Refuse a run that keeps no weights.
-
-    Raises:
-        UserError: it is one of train_linear.py.
-    """
-    if result["script"] == "train_linear.py":
-        raise UserError(f"{folder}: runs of train_linear.py keep no weights; take one of train_sft.py or train_cls.py")
-
-
 def verified_result(folder: Path) -> dict:
     """metrics.json of a finished run whose weights, tokenizer, templates and recipe are those that were scored.
 
     Raises:
-        UserError: as `read_result` and `check_weights`; a file is missing or has other bytes.
+        UserError: as `read_result`; a file is missing or has other bytes.
     """
     result = read_result(folder)
-    check_weights(folder, result)
     for name, what in faults(folder, result["files"]):
         raise UserError(f"{folder}/{name}: {what}; copy the run's folder whole, or train it again")
     return result
+
+
+def caveat(result: dict) -> str | None:
+    """What whoever uses a run must know first; None where there is nothing."""
+    if result["data"].get("source") == "sample":
+        return "trained on the invented sample, so it knows nothing of finance and its labels show only that it runs"
+    return None

@@ -15,6 +15,11 @@ class EncoderScorer:
     def __init__(self, model: PreTrainedModel, encoder: EncoderInput):
         self.model, self.encoder = model, encoder
 
+    @property
+    def exact(self) -> bool:
+        """Whether it computes in float32."""
+        return self.model.dtype == torch.float32
+
     @torch.no_grad()
     def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
         """(texts, labels) probabilities in float64, in the order of `texts` and of the label ids.

@@ -207,8 +207,13 @@ class LabelScorer:
 
     def merge(self) -> None:
         """Add the adapter to the weights where they are float32: exact to 1e-6, and a score takes half as long."""
-        if isinstance(self.wrapped, PeftModel) and self.model.dtype == torch.float32 and not self._is_quantized:
+        if isinstance(self.wrapped, PeftModel) and self.exact and not self._is_quantized:
             self.wrapped = self.model = self.wrapped.merge_and_unload()
+
+    @property
+    def exact(self) -> bool:
+        """Whether it computes in float32."""
+        return self.model.dtype == torch.float32
 
     @property
     def _is_quantized(self) -> bool:

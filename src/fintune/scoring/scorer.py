@@ -17,18 +17,23 @@ class Encoder(Protocol):
     """Turns texts into what a model reads.
 
     Attributes:
-        max_length: tokens; a longer text loses its end.
+        max_length: tokens; a longer text loses its end. None where texts are read whole.
         truncated_texts: how many texts did so far.
     """
 
-    max_length: int
+    max_length: int | None
     truncated_texts: int
 
 
 class Scorer(Protocol):
-    """A model that gives every label of a task a probability: `LabelScorer`, `EncoderScorer`, train_linear.py's."""
+    """A model that gives every label of a task a probability: `LabelScorer`, `EncoderScorer`, `LinearScorer`.
+
+    Attributes:
+        exact: whether it computes in float32 or finer, so that its weights give the same labels once more.
+    """
 
     encoder: Encoder
+    exact: bool
 
     def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
         """(texts, labels) float64, in the order of `texts` and of the label ids; `progress` titles a bar."""
