@@ -28,8 +28,8 @@ from fintune.deploy.predict import predict
 from fintune.deploy.service import create_app
 from fintune.errors import UserError
 from fintune.files import sha256
-from fintune.model.linear import word_features
-from fintune.scoring.linear_scorer import TRUSTED
+from fintune.model.linear import word_classifier, word_features
+from fintune.scoring.linear_scorer import TRUSTED, LinearScorer, load_linear
 
 NAMES = ["Up", "Up or down", "Down"]
 KINDS = ["majority", "tfidf", "embedding"]
@@ -121,6 +121,14 @@ def test_a_model_without_pickle_or_foreign_types_is_all_that_is_loaded(copy):
             Classifier.from_pretrained(run)
         assert "\n" not in str(refused.value)
         shutil.rmtree(run)
+
+
+def test_a_vocabulary_may_hold_the_words_of_the_format(tmp_path):
+    texts = ["__class__ rose", "__module__ fell", "content __loader__ rose", "__id__ fell"]
+    features = word_features(1).fit(texts)
+    scorer = LinearScorer(features, word_classifier().fit(features.transform(texts), [0, 1, 0, 1]))
+    scorer.save_pretrained(tmp_path)
+    assert load_linear(tmp_path, None).probabilities(texts).tolist() == scorer.probabilities(texts).tolist()
 
 
 def test_a_damaged_or_missing_model_is_said_in_one_line(copy):

@@ -118,8 +118,8 @@ def _types(path: Path) -> set[str]:
     found = set()
 
     def note(node: dict) -> dict:
-        if "__class__" in node:
-            found.add(f"{node['__module__']}.{node['__class__']}")
+        if isinstance(node.get("__class__"), str):  # else a vocabulary, of which it is a word
+            found.add(f"{node.get('__module__')}.{node['__class__']}")
         return {}  # inner ones come first, and nothing is needed of them
 
     with ZipFile(path) as file:
