@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from itertools import combinations
 
 import numpy as np
-from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
+
+from fintune.scoring.paired import exact_mcnemar
 
 ALPHA = 0.05
 RESAMPLES = 10_000
@@ -79,12 +80,9 @@ def compare_pairs(correct: list[np.ndarray], representatives: list[np.ndarray]) 
     """
     found = []
     for first, second in combinations(range(len(correct)), 2):
-        a, b = representatives[first], representatives[second]
-        table = [[int((a & b).sum()), int((a & ~b).sum())], [int((~a & b).sum()), int((~a & ~b).sum())]]
+        alone = exact_mcnemar(representatives[first], representatives[second])
         means = resampled_accuracies(correct[first], correct[second])
-        found.append(
-            (first, second, percentiles(means[0] - means[1]), table, float(mcnemar(table, exact=True).pvalue))
-        )
+        found.append((first, second, percentiles(means[0] - means[1]), *alone))
     corrected = multipletests([p for *_, p in found], alpha=ALPHA, method="holm")[1] if found else []
     return [
         Pair(
@@ -92,11 +90,11 @@ def compare_pairs(correct: list[np.ndarray], representatives: list[np.ndarray]) 
             second=second,
             difference=float(correct[first].mean() - correct[second].mean()),
             interval=interval,
-            only_first=table[0][1],
-            only_second=table[1][0],
+            only_first=only_first,
+            only_second=only_second,
             p=p,
             p_holm=float(p_holm),
             rows=correct[first].shape[1],
         )
-        for (first, second, interval, table, p), p_holm in zip(found, corrected, strict=True)
+        for (first, second, interval, only_first, only_second, p), p_holm in zip(found, corrected, strict=True)
     ]

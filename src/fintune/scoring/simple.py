@@ -1,11 +1,11 @@
 """What the simplest models reach on the rows that a run was scored on: a figure means little without them."""
 
 import numpy as np
-from statsmodels.stats.contingency_tables import mcnemar
 
 from fintune.data.load import TaskData
 from fintune.model.linear import word_classifier, word_features
 from fintune.recipe.task import Task
+from fintune.scoring.paired import exact_mcnemar
 
 
 def simple_models(task: Task, data: TaskData, split: str, correct: np.ndarray) -> dict[str, dict]:
@@ -33,6 +33,4 @@ def simple_models(task: Task, data: TaskData, split: str, correct: np.ndarray) -
 
 
 def _beside(correct: np.ndarray, other: np.ndarray) -> dict:
-    table = [[int((correct & other).sum()), int((correct & ~other).sum())]]
-    table += [[int((~correct & other).sum()), int((~correct & ~other).sum())]]
-    return {"accuracy": float(other.mean()), "p": float(mcnemar(table, exact=True).pvalue)}
+    return {"accuracy": float(other.mean()), "p": exact_mcnemar(correct, other)[2]}
