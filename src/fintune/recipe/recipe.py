@@ -208,7 +208,23 @@ def parse_recipe(
         raise
     except Exception as error:  # each argument class refuses values by errors of its own kinds
         raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
-    return Recipe(task, name, overrides.get("script"), overrides, run_args, training_args, *model_args)
+    recipe = Recipe(task, name, overrides.get("script"), overrides, run_args, training_args, *model_args)
+    _check_soft_labels(recipe)
+    return recipe
+
+
+def _check_soft_labels(recipe: Recipe) -> None:
+    """Refuse keys that `soft_labels` would leave without effect, or that have none without it."""
+    soft, where = recipe.task.soft_labels is not None, f"{recipe.task.task}, {recipe.name}"
+    if soft and recipe.script == "train_sft.py":
+        raise UserError(
+            f"{where}: train_sft.py learns the words of one label, not the probabilities of `soft_labels`; take "
+            "train_cls.py or train_linear.py"
+        )
+    if soft and getattr(recipe.training_args, "label_smoothing_factor", 0.0):
+        raise UserError(f"{where}: `label_smoothing_factor` smooths hard labels; take it out, or `soft_labels`")
+    if not soft and getattr(recipe.run_args, "distillation_temperature", 1.0) != 1:
+        raise UserError(f"{where}: `distillation_temperature` needs `soft_labels` (docs/distillation.md); take it out")
 
 
 def dump_recipe(recipe: Recipe) -> str:
