@@ -282,7 +282,8 @@ def test_an_encoder_learns_from_one_hot_probabilities_as_from_labels(task_folder
     assert len(losses[0]) > 8
     assert losses[1] == pytest.approx(losses[0], rel=1e-3) and norms[1] == pytest.approx(norms[0], rel=1e-3)
     hard, soft = (load_file(run / "model.safetensors") for run in runs)
-    assert all(torch.allclose(soft[key], hard[key], atol=1e-6) for key in hard)
+    off = {key: (soft[key] - hard[key]).abs().max().item() for key in hard}
+    assert max(off.values()) < 1e-4, off
 
 
 def test_an_encoder_comes_nearer_to_its_teacher_than_by_hard_labels(task_folder, capsys):
