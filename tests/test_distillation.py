@@ -27,6 +27,7 @@ from fintune.model.linear import LinearArguments, build_classifier, build_featur
 from fintune.recipe.identity import differences
 from fintune.recipe.layers import read_task
 from fintune.recipe.recipe import parse_recipe
+from fintune.recipe.task import SoftLabels
 from fintune.results.cells import compare_runs
 from fintune.results.restore import load_scorer
 from fintune.results.verify import verified_result
@@ -225,6 +226,14 @@ def test_a_file_that_cannot_be_meant_is_refused(task_folder):
 
 def test_what_would_have_no_effect_is_refused(task_folder):
     teach(answered(UNSURE))
+    overlay = str(ROOT / "configs/overlays/distilled.yaml")
+    for name in ("tfidf", "minilm-l6-frozen"):
+        words = ["data/toy.yaml", str(ROOT / f"configs/baselines/{name}.yaml"), overlay]
+        recipe = parse_recipe(words, LinearArguments, script="train_linear.py")
+        assert recipe.task.soft_labels == SoftLabels(str(ROOT / "runs/teacher.csv"), "teacher_")
+    for name in ("tiny", "smollm2-135m"):
+        with pytest.raises(UserError, match=r"train_sft\.py learns the words of one label"):
+            script("train_sft").main(["data/toy.yaml", str(ROOT / f"configs/{name}.yaml"), overlay, *SMALL])
     with pytest.raises(UserError, match=r"train_sft\.py learns the words of one label, .* take train_cls\.py or"):
         script("train_sft").main(["data/toy-taught.yaml", "small.yaml", *SMALL])
     bert = [str(ROOT / "configs/baselines/bert-base.yaml"), "--report_to", "none"]
