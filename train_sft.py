@@ -75,7 +75,7 @@ def main(argv: list[str]) -> None:
     result = make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
     save_run(recipe, result, predictions, model, tokenizer)
     print_result(result, recipe.folder)
-    tracking.log_result(recipe, result, predictions)
+    tracking.log_result(recipe, result, predictions, trainer)
 
 
 if __name__ == "__main__":
