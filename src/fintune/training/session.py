@@ -1,5 +1,9 @@
 """What the training scripts do around their method: guards before it, and a training that survives a signal."""
 
+import json
+from contextlib import suppress
+from pathlib import Path
+
 from transformers import Trainer
 
 from fintune import machine
@@ -31,7 +35,7 @@ def check_machine(recipe: Recipe, model: str) -> None:
 
 
 def start(recipe: Recipe, data: TaskData, example: str) -> None:
-    """Say what the run reads, refuse leaking data and lock the run's folder.
+    """Say what the run reads and which result it replaces, refuse leaking data and lock the run's folder.
 
     Args:
         example: a training row as the model sees it.
@@ -41,10 +45,24 @@ def start(recipe: Recipe, data: TaskData, example: str) -> None:
     """
     print(*audit.lines(audit.audit(recipe.task, data)), sep="\n")
     audit.check_leakage(recipe.task, data)
-    print(f"data: {data.summary()}")
+    rows = ", ".join(f"{len(rows):,} for {split}" for split, rows in data.splits.items())
+    print(f"data: {data.source}, SHA-256 {data.sha256[:12]}; rows: {rows}")
     print(example)
     recipe.identity(data.sha256)
+    say_replaced(recipe.folder / "metrics.json")
     lock_folder(recipe.folder, recipe.training_args.process_index)
+
+
+def say_replaced(path: Path) -> None:
+    """Name the accuracy of an older result in a line, before another one takes its place.
+
+    Args:
+        path: of a metrics.json.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or nothing that could be lost
+        older = json.loads(path.read_text(encoding="utf-8"))
+        accuracy = older[older["split"]]["accuracy"]
+        print(f"{path}: holds an older result, {older['split']} accuracy {accuracy:.4f}, which this run replaces")
 
 
 def train(trainer: Trainer, recipe: Recipe, data: TaskData, summary: dict) -> dict:
