@@ -1,4 +1,4 @@
-"""One training that is stopped, refused, resumed and evaluated: what W&B, another tracker and the terminal get of it."""
+"""One training that is stopped, refused, resumed and evaluated: what W&B, TensorBoard and the terminal get."""
 
 import contextlib
 import io
