@@ -89,7 +89,7 @@ def train(trainer: Trainer, recipe: Recipe, data: TaskData, summary: dict) -> di
     show_progress(trainer)
     tracking.open_run(recipe, summary["base"], data.source, resumed=checkpoint is not None)
     quantized = getattr(recipe.model_args, "load_in_4bit", None)
-    with interruptible(trainer, manifest), tracking.trackers_kept_open(trainer), memory_advice(args, quantized):
+    with tracking.trackers_kept_open(trainer), interruptible(trainer, manifest), memory_advice(args, quantized):
         output = trainer.train(checkpoint)
     state = trainer.state
     training = {**_of_all_parts(output.metrics, before), "steps": output.global_step, "resumed_from": checkpoint}
