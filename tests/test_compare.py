@@ -445,7 +445,7 @@ def test_wandb_report_is_built_without_texts_of_rows(runs):
     built = publish.wandb_report(groups, "fintune", "someone")
     blocks = repr(built.blocks)
     assert "0.9833" in blocks and "train/loss" in blocks and "headline" not in blocks
-    assert "tags" in blocks  # each logged run has its task among them
+    assert "Tags" in blocks  # each logged run has its task among them
 
 
 def test_the_dashboard_lists_runs_by_name_and_accuracy(runs, tmp_path, monkeypatch, capsys):

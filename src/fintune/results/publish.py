@@ -59,7 +59,7 @@ def wandb_report(groups: list[Group], project: str, entity: str):
 def dashboard() -> None:
     """`make dashboard`: the finished runs by name and accuracy, the best first, and where they are logged."""
     import wandb
-    from rich.table import Table
+    from rich.table import Column, Table
     from rich.text import Text
 
     from fintune.training import tracking
@@ -71,12 +71,11 @@ def dashboard() -> None:
         print(f"online: https://{host.removeprefix('api.')}/{entity}/{os.environ.get('WANDB_PROJECT', 'fintune')}")
     if not Path("wandb").is_dir():
         raise UserError("no local runs yet: wandb/ is not here; `make train-sentiment` makes one")
-    table = Table("task", Text("name"), Text("accuracy", justify="right"), "W&B id")
+    table = Table("task", Column("name", overflow="fold"), Column("accuracy", justify="right"), "W&B id")
     for found in sorted(read_runs(Path("runs"))[0], key=lambda one: (one.result["task"], -one.metrics["accuracy"])):
         logged = tracking.logged_as(Path("runs", found.path)) or {}
-        accuracy = Text(f"{found.metrics['accuracy']:.4f}", justify="right")
-        name = logged.get("name") or found.result["name"]
-        table.add_row(Text(found.result["task"]), Text(name, overflow="fold"), accuracy, Text(logged.get("id", "–")))
+        name, accuracy = logged.get("name") or found.result["name"], f"{found.metrics['accuracy']:.4f}"
+        table.add_row(*map(Text, (found.result["task"], name, accuracy, logged.get("id", "–"))))
     console().print(table)
 
 
