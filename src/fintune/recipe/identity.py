@@ -49,6 +49,8 @@ def identity(overrides: dict, task: Task, data_sha256: str, weights: str | None 
     found["labels"] = [list(label) for label in task.labels.items()]  # a list: their order is that of the label ids
     found["encodings"] = [file.encoding for _, file in sorted(task.files.items())]
     found["data"] = data_sha256
+    if task.exclude:
+        found["exclude"] = _text_hash(task.exclude)
     if weights:
         found["weights"] = weights
     if overrides.get("script") in (None, "train_sft.py", "evaluate.py"):  # the other scripts read no prompt
@@ -83,5 +85,5 @@ def _text_hash(path: str) -> str:
         return hashlib.sha256(Path(path).read_bytes()).hexdigest()
     except OSError as error:
         raise UserError(
-            f"{path}: cannot be read ({error.strerror}); fix `template` or `chat_template_path`"
+            f"{path}: cannot be read ({error.strerror}); fix `template`, `chat_template_path` or `exclude`"
         ) from error
