@@ -40,7 +40,7 @@ def audit(
         Path | None, option("RECIPE", "Frozen embedding that looks for suspects too.", "TF-IDF alone")
     ] = None,
 ) -> None:
-    """Look for repeats, leaks, contradictions and wrong labels in a task's rows.
+    """Look for repeats, leaks, contradictions and wrong labels.
 
     Odd texts are counted too, such as garbled or invisible characters. Training prints the short form of it first.
     Both stop if more of the test split is also in training than the task's `max_leakage` allows.
