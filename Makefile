@@ -67,6 +67,7 @@ dependencies: $(READY) ## list the licences and the known vulnerabilities of wha
 	@$(PYTHON) -m venv .venv/audit
 	@.venv/audit/bin/pip install --quiet --disable-pip-version-check pip-audit==2.10.1 pip-licenses==5.5.5
 	@.venv/audit/bin/pip-licenses --python $(BIN)/python --format=markdown --output-file docs/licences.md
+	@sed -i '/^| *|/d' docs/licences.md  # cleanlab's metadata holds the whole text of its licence
 	@.venv/audit/bin/pip-audit --progress-spinner off --path \
 		$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
 

@@ -22,6 +22,7 @@ EXTRAS = {
     "google": "baichuan",  # protobuf, which sentencepiece reads model files with
     "wandb_workspaces": "report",
     "matplotlib": "ablations",
+    "cleanlab": "suspects",
     "flash_attn": "flash",
     "liger_kernel": "liger",
     "gguf": "smollm2",

@@ -15,6 +15,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 from sklearn.utils.class_weight import compute_class_weight
 
+from fintune.data.exclude import without_excluded
 from fintune.data.rows import how_often
 from fintune.data.soft_labels import soft_rows
 from fintune.data.splits import normalise, share_rows, split_rows
@@ -82,6 +83,8 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
     if task.soft_labels:  # what a test file shares with training is judged by `max_leakage`, as without them
         rows["train"], soft_counts = soft_rows(task, rows, {"validation"} | ({"test"} - contents.keys()))
     seen = {normalise(row["text"]) for split in ("train", "validation") for row in rows[split]}
+    if task.exclude:
+        rows["train"] = without_excluded(task, rows)
     rows["train"] = share_rows(rows["train"], task.train_share)
     for split, found in rows.items():
         missing = set(range(len(task.labels))) - {row["label"] for row in found}
@@ -204,9 +207,7 @@ def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
             f"{name}:{line}: not {file.encoding} ({error.reason}); convert it, or set `encoding`"
         ) from error
     read = _read_at_lines if name.endswith(".txt") else _read_csv
-    ids = {label_name: label for label, label_name in enumerate(task.names)}
-    ids |= {value: label for label, value in enumerate(task.labels)}  # what the file holds wins over a name
-    rows = []
+    ids, rows = task.label_ids, []
     for line, row_text, value in read(task, text, name):
         if not row_text.strip():
             raise UserError(f"{name}:{line}: the text is empty; every row needs one, so fix or remove the row")

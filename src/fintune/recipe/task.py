@@ -50,6 +50,7 @@ class Task:
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
         train_share: share of the training rows that is trained on: of each class, chosen by hash, so that a
             smaller share lies within a larger one. Validation and test stay whole.
+        exclude: file (CSV, JSONL or Parquet) whose rows, by `text` and `label`, are left out of training.
         max_leakage: share of test rows that may be in training or validation too before training is refused.
         soft_labels: where the training rows come from in place of `files`; validation and test stay what they are.
         class_weights: "balanced" weighs a row's loss by the rarity of its class; unset, every row counts the same.
@@ -69,6 +70,7 @@ class Task:
     split: dict[str, float] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
     train_share: float = 1.0
+    exclude: str | None = None
     max_leakage: float = 0.05
     soft_labels: SoftLabels | None = None
     class_weights: str | None = None
@@ -78,6 +80,11 @@ class Task:
     def names(self) -> list[str]:
         """The label names in id order."""
         return list(self.labels.values())
+
+    @property
+    def label_ids(self) -> dict[str, int]:
+        """Label id by name and by what the file holds, which wins over a name."""
+        return {name: label for labels in (self.names, self.labels) for label, name in enumerate(labels)}
 
 
 TASK_KEYS = [f.name for f in fields(Task)]
@@ -89,7 +96,7 @@ def absolute_paths(layer: dict, folder: Path) -> dict:
     layer = dict(layer)
     if "task" in layer:
         layer.setdefault("template", f"../templates/{layer['task']}.jinja")
-    for key in ("template", "chat_template_path"):
+    for key in ("template", "chat_template_path", "exclude"):
         if layer.get(key):
             layer[key] = str((folder / str(layer[key])).resolve())
     for key in ("sample",) if layer.get("hub") else ("sample", "files"):
@@ -171,6 +178,8 @@ def make_task(values: dict, where: str) -> Task:
         values["soft_labels"] = _soft_labels(values["soft_labels"], where)
         if values.get("class_weights"):
             raise UserError(f"{where}: `class_weights` weighs hard labels; take it out, or `soft_labels`")
+        if values.get("exclude"):
+            raise UserError(f"{where}: `exclude` names rows by their label; take it out, or `soft_labels`")
     if values.get("hub") and not values.get("revision"):
         raise UserError(f"{where}: `hub: {values['hub']}` has no `revision`; pin the commit it was read at")
     return Task(**values)
