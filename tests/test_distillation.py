@@ -222,6 +222,8 @@ def test_a_file_that_cannot_be_meant_is_refused(task_folder):
         teach([row for row in rows if float(row[COLUMNS[2]]) < 0.5])
     with pytest.raises(UserError, match="`class_weights` weighs hard labels; take it out, or `soft_labels`"):
         teach(rows, class_weights="balanced")
+    with pytest.raises(UserError, match="`exclude` names rows by their label; take it out, or `soft_labels`"):
+        teach(rows, exclude="taught.csv")
 
 
 def test_what_would_have_no_effect_is_refused(task_folder):
