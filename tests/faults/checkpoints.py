@@ -126,7 +126,7 @@ def signals(fault: Fault) -> None:
         _, _, after = output.partition("saving after this step")
         last = newest(folder)
         saved = f"saved {last};" in output and (last / MANIFEST).exists()
-        at_once = after.count("'loss'") <= 1  # lines of the log, one a step
+        at_once = after.count("\nstep ") <= 1  # evaluations: that of the step which is saved
         again, resumed = finish(train(folder, *flags, *RESUME))
         held = code == expected_code and saved and at_once and f"resume: from {last}" in resumed and again == 0
         held = held and outcome(folder) == expected

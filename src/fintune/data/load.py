@@ -17,6 +17,7 @@ from sklearn.utils.class_weight import compute_class_weight
 
 from fintune.data.exclude import without_excluded
 from fintune.data.rows import how_often
+from fintune.data.soft_labels import soft_rows
 from fintune.data.splits import normalise, share_rows, split_rows
 from fintune.errors import UserError
 from fintune.machine import hub_reachable
@@ -31,16 +32,19 @@ class TaskData:
 
     Attributes:
         splits: split -> Dataset of columns text (str), label (id), file and line (where it is), cluster (equal for
-            near-duplicates).
+            near-duplicates); of train with `soft_labels` also probabilities, the label being the most likely one.
         source: `mirror`, `hub`, `sample` or `file`: results of different sources never share a table.
-        sha256: hash over the bytes of all files and the split's settings; the same hash means the same splits.
+        sha256: hash over the bytes of all files and the split's settings; the same hash means the same splits. Of
+            `soft_labels`, which change the training rows alone, a run's identity has a hash of its own.
         clean: for each test row, whether no row of train or validation equals it once normalised.
+        soft_labels: of a task with them, rows of their file and how many were left out for which reason.
     """
 
     splits: dict[str, Dataset]
     source: str
     sha256: str
     clean: list[bool]
+    soft_labels: dict[str, int] | None = None
 
     def class_weights(self, task: Task) -> list[float] | None:
         """By label id rows / (labels x rows of the label) of the training split; None where the task wants none."""
@@ -56,6 +60,7 @@ class TaskData:
             "sha256": self.sha256,
             "rows": {split: len(rows) for split, rows in self.splits.items()},
             "test_rows_repeated_in_train": self.clean.count(False),
+            **({"soft_labels": self.soft_labels} if self.soft_labels else {}),
         }
 
 
@@ -67,14 +72,16 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
 
     Raises:
         UserError: a file is missing or has other bytes or rows than the YAML says; a row has no text or a label that
-            the task does not list; a class is missing from a split.
+            the task does not list; a class is missing from a split; see also `soft_rows`.
     """
     source, files, contents = _fetch(task, allow_sample)
     rows = {split: _read(task, files[split], content) for split, content in contents.items()}
     digest = hashlib.sha256(repr(sorted(task.split.items())).encode())
     for split in sorted(contents):
         digest.update(split.encode() + hashlib.sha256(contents[split]).digest())
-    rows = split_rows(task, rows)
+    rows, soft_counts = split_rows(task, rows), None
+    if task.soft_labels:  # what a test file shares with training is judged by `max_leakage`, as without them
+        rows["train"], soft_counts = soft_rows(task, rows, {"validation"} | ({"test"} - contents.keys()))
     seen = {normalise(row["text"]) for split in ("train", "validation") for row in rows[split]}
     if task.exclude:
         rows["train"] = without_excluded(task, rows)
@@ -92,6 +99,7 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
         source=source,
         sha256=digest.hexdigest(),
         clean=[normalise(row["text"]) not in seen for row in rows["test"]],
+        soft_labels=soft_counts,
     )
 
 
