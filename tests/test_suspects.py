@@ -129,14 +129,39 @@ def test_near_duplicates_share_a_fold_and_no_model_saw_the_rows_that_it_predicts
     )
     texts, labels = [row["text"] for row in rows], np.array([row["label"] for row in rows])
     tfidf = LinearArguments(linear_model="tfidf")
-    probabilities = suspects.cross_fitted(tfidf, texts, labels, fold)
+    test = np.array([row["split"] == "test" for row in rows])
+    assert 0 < test.sum() < len(rows)
+    probabilities = suspects.cross_fitted(tfidf, texts, labels, fold, test)
     for number, fitted in enumerate(seen):
-        assert sorted(fitted) == sorted(text for text, own in zip(texts, fold, strict=True) if own != number)
+        assert fitted == [text for text, own, out in zip(texts, fold, test, strict=True) if own != number and not out]
     assert probabilities.sum(axis=1) == pytest.approx(np.ones(len(rows)))
     swapped = np.where(fold == 0, (labels + 1) % 3, labels)  # a fold's own labels do not touch what is said of it
-    again = suspects.cross_fitted(tfidf, texts, swapped, fold)
+    again = suspects.cross_fitted(tfidf, texts, swapped, fold, test)
     assert np.array_equal(again[fold == 0], probabilities[fold == 0])
     assert not np.array_equal(again[fold == 1], probabilities[fold == 1])
+
+
+def test_test_labels_change_nothing_that_is_said_of_other_rows(planted):
+    task, _ = planted
+    rows = suspects.all_rows(load_data(task))
+    rows[0], rows[-1] = rows[0] | {"split": "train"}, rows[0] | {"split": "test", "line": 999}  # the same text twice
+    test = np.array([row["split"] == "test" for row in rows])
+    texts, fold = [row["text"] for row in rows], suspects.folds(task, rows)
+    assert fold[0] == fold[-1]
+
+    def said(rows: list[dict]) -> tuple[list, set]:
+        labels = np.array([row["label"] for row in rows])
+        tfidf = LinearArguments(linear_model="tfidf")
+        probabilities = suspects.cross_fitted(tfidf, texts, labels, fold, test)
+        found = suspects.find_suspects(task, rows, probabilities)
+        return [each.cells for each in found if each.row["split"] != "test"], {each.row["line"] for each in found}
+
+    others, lines = said(rows)
+    assert others
+    changed = [row | {"label": (row["label"] + 1) % 3} if row["split"] == "test" else row for row in rows]
+    assert said(changed)[0] == others
+    assert 999 not in lines
+    assert 999 in said(changed)[1]
 
 
 def test_an_encoder_looks_for_suspects_too(task_folder, capsys):
@@ -147,8 +172,9 @@ def test_an_encoder_looks_for_suspects_too(task_folder, capsys):
     task = read_task(Path("data/toy.yaml"))
     rows = suspects.all_rows(load_data(task))
     texts, labels = [row["text"] for row in rows], np.array([row["label"] for row in rows])
+    test = np.array([row["split"] == "test" for row in rows])
     both = [LinearArguments(linear_model="tfidf"), suspects.read_encoder(Path("data/toy.yaml"), Path(recipe))[1]]
-    one, other = (suspects.cross_fitted(args, texts, labels, suspects.folds(task, rows)) for args in both)
+    one, other = (suspects.cross_fitted(args, texts, labels, suspects.folds(task, rows), test) for args in both)
     assert not np.allclose(one, other, atol=0.05)
     mean, at = (one + other) / 2, {text: place for place, text in enumerate(texts)}
     found = read_csv("out.csv")

@@ -69,7 +69,7 @@ def audit(
     data = load_data(description, allow_sample=True)
     audit.show(description, audit.audit(description, data))
     if suspects:
-        if description.exclude:  # what was left out is looked at again
-            data = load_data(replace(description, exclude=None), allow_sample=True)
+        if description.exclude or description.soft_labels:  # the file's own labels, and all of them
+            data = load_data(replace(description, exclude=None, soft_labels=None), allow_sample=True)
         print(report(description, data, suspects, embedding))
     audit.check_leakage(description, data)

@@ -1,6 +1,9 @@
 """Labels that are likely wrong: rows that a near-duplicate contradicts, and rows that models predict otherwise.
 
-The models are linear, and none saw the rows that it predicts, nor a near-duplicate of them. Confident learning
+The models are linear, and none saw the rows that it predicts, nor a near-duplicate of them. None saw a test row either,
+and what is said of other rows does not depend on test labels, so that leaving suspects out of training stays honest.
+
+Confident learning
 (Northcutt et al., https://arxiv.org/abs/1911.00068), by cleanlab, says how many rows of a class are wrong and which:
 it takes as certain a probability above the class's own mean, so a class that is hard does not fill the list.
 """
@@ -111,34 +114,37 @@ def folds(task: Task, rows: list[dict]) -> np.ndarray:
     return fold
 
 
-def cross_fitted(args: LinearArguments, texts: list[str], labels: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """(texts, labels) probabilities, each row's by a model that was fitted on the other folds.
+def cross_fitted(
+    args: LinearArguments, texts: list[str], labels: np.ndarray, fold: np.ndarray, test: np.ndarray
+) -> np.ndarray:
+    """(texts, labels) probabilities, each row's by a model that was fitted on the other folds without their test rows.
 
     Args:
-        args: of TF-IDF, or of `read_encoder`. Of its `C` the one of least log-loss over all rows is kept.
+        args: of TF-IDF, or of `read_encoder`. Of its `C` the one of least log-loss over the other rows is kept.
         fold: (texts,) of `folds`.
+        test: (texts,) bool, the rows of the test split.
     """
     found = {C: np.empty((len(texts), labels.max() + 1)) for C in args.C}
     if args.linear_model == "embedding":  # frozen: the same whatever it is fitted on
         states = build_features(args, args.model_name_or_path, texts).transform(texts)
     for number in range(FOLDS):
-        inside = fold == number
+        inside, others = fold == number, (fold != number) & ~test
         if args.linear_model == "embedding":
-            known, held_out = states[~inside], states[inside]
+            known, held_out = states[others], states[inside]
         else:
-            features = build_features(args, None, list(compress(texts, ~inside)))
-            known, held_out = (features.transform(list(compress(texts, part))) for part in (~inside, inside))
+            features = build_features(args, None, list(compress(texts, others)))
+            known, held_out = (features.transform(list(compress(texts, part))) for part in (others, inside))
         for C, probabilities in found.items():
-            classifier = build_classifier(args, C, None).fit(known, labels[~inside])
+            classifier = build_classifier(args, C, None).fit(known, labels[others])
             probabilities[inside] = classifier.predict_proba(held_out)
-    return min(found.values(), key=lambda probabilities: log_loss(labels, probabilities))
+    return min(found.values(), key=lambda probabilities: log_loss(labels[~test], probabilities[~test]))
 
 
 def contradictions(rows: list[dict], predicted: np.ndarray, own: np.ndarray) -> dict[int, list[int]]:
     """Index of a row -> rows of another label whose text is nearly the same, the numbers in it too.
 
     Of such a pair the row whose label is less likely is given, once. Where the models tell the two apart (`profit
-    rose`, `profit fell`) there is no contradiction.
+    rose`, `profit fell`) there is no contradiction. Of a test row and another one it is the test row.
 
     Args:
         predicted: (rows,) label ids of the models.
@@ -147,7 +153,9 @@ def contradictions(rows: list[dict], predicted: np.ndarray, own: np.ndarray) -> 
     one, other = near_pairs([row["text"] for row in rows], mask_digits=False)
     labels = np.array([row["label"] for row in rows])
     alike = (predicted[one] == predicted[other]) & (labels[one] != labels[other])
+    test = np.array([row["split"] == "test" for row in rows])
     less = (own[one] < own[other]) | ((own[one] == own[other]) & (one < other))
+    less = np.where(test[one] == test[other], less, test[one])
     found = defaultdict(list)
     for at, partner in sorted(zip(one[alike & less].tolist(), other[alike & less].tolist(), strict=True)):
         found[at].append(partner)
@@ -164,7 +172,10 @@ def find_suspects(task: Task, rows: list[dict], probabilities: np.ndarray) -> li
     labels, predicted = np.array([row["label"] for row in rows]), probabilities.argmax(axis=1)
     own = probabilities[np.arange(len(rows)), labels]
     contradicted = contradictions(rows, predicted, own)
-    issues = set(np.flatnonzero(find_label_issues(labels, probabilities, n_jobs=1)).tolist())
+    test = np.array([row["split"] == "test" for row in rows])
+    issue = find_label_issues(labels, probabilities, n_jobs=1)  # kept of test rows alone
+    issue[~test] = find_label_issues(labels[~test], probabilities[~test], n_jobs=1)
+    issues = set(np.flatnonzero(issue).tolist())
     return [
         Suspect(
             row=rows[at],
@@ -193,8 +204,9 @@ def report(task: Task, data: TaskData, path: Path, encoder: tuple[str, LinearArg
     """
     rows = all_rows(data)
     texts, labels, fold = [row["text"] for row in rows], np.array([row["label"] for row in rows]), folds(task, rows)
+    test = np.array([row["split"] == "test" for row in rows])
     models = {"TF-IDF": LinearArguments(linear_model="tfidf")} | dict([encoder] if encoder else [])
-    probabilities = np.mean([cross_fitted(args, texts, labels, fold) for args in models.values()], axis=0)
+    probabilities = np.mean([cross_fitted(args, texts, labels, fold, test) for args in models.values()], axis=0)
     found = find_suspects(task, rows, probabilities)
 
     header = ("split", "file", "line", "text", "label", "probability", "likely", "likely_probability", "why")
