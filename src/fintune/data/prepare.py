@@ -127,17 +127,23 @@ def read(
         if fault := fault or no_label(value):
             left_out[fault.partition(" (")[0]].append(row.line)
         else:
-            rows.append((row.text, str(value).strip(), row.line))
+            rows.append((row.text, str(value), row.line))
     spellings = defaultdict(Counter)
     for _, value, _ in rows:
-        spellings[value.casefold()][value] += 1
-    rows = [(words, spellings[value.casefold()].most_common(1)[0][0], line) for words, value, line in rows]
+        spellings[same(value)][value] += 1
+    taken = {key: found.most_common(1)[0][0].strip() for key, found in spellings.items()}
+    rows = [(words, taken[same(value)], line) for words, value, line in rows]
     counts = Counter(value for _, value, _ in rows)
     for _, value, line in rows:
         if counts[value] < FEWEST_ROWS:
             left_out[f"label {value!r} has {counts[value]} rows, {FEWEST_ROWS} are needed"].append(line)
     kept = [(words, value) for words, value, _ in rows if counts[value] >= FEWEST_ROWS]
     return kept, left_out, [found for found in spellings.values() if len(found) > 1]
+
+
+def same(label: str) -> str:
+    """Equal for spellings of one label."""
+    return " ".join(label.casefold().split())
 
 
 def no_label(value: object) -> str | None:
