@@ -87,7 +87,7 @@ FOUND = [["a, b, c", "d, e, f"], ["x", "x"], ["a; b; c", "d; e"], ['a, "b", c|d'
 FOUND += [["a; b", "c; d"], []]
 
 
-@pytest.mark.parametrize("content,found", zip(DELIMITERS.values(), FOUND, strict=True), ids=DELIMITERS)
+@pytest.mark.parametrize("content,found", list(zip(DELIMITERS.values(), FOUND, strict=True)), ids=DELIMITERS)
 def test_the_delimiter_is_found(content, found, tmp_path):
     (tmp_path / "in.csv").write_bytes(content.encode())
     assert titles(tmp_path / "in.csv") == found
@@ -100,7 +100,7 @@ def test_a_stated_delimiter_and_encoding_win(tmp_path):
     assert titles(tmp_path / "in.csv", delimiter="^", encoding="utf-16-le") == ["x"]
     for stated, message in (
         ({}, "UTF-16-LE without a byte order mark; state its encoding, utf-16-le"),
-        ({"encoding": "utf-16"}, "state its encoding as utf-16-le or utf-16-be"),
+        ({"encoding": "utf-16"}, "its encoding is utf-16-le or utf-16-be; state it"),
         ({"encoding": "latin-99"}, "encoding 'latin-99' is unknown"),
         ({"encoding": "base64"}, "encoding 'base64' is unknown"),
         ({"encoding": "utf-16-le", "delimiter": "=>"}, "give one character, or one of tab,"),
@@ -257,7 +257,7 @@ def test_a_workbook_cut_short_or_empty_is_said(tmp_path):
         for name in whole.namelist():
             content = whole.read(name)
             cut.writestr(name, content[: len(content) // 2] if "sheet1.xml" in name else content)
-    with pytest.raises(UserError, match=r"cut\.xlsx: damaged after row \d+"):
+    with pytest.raises(UserError, match=r"cut\.xlsx: .*save it again"):
         titles(tmp_path / "cut.xlsx")
     workbook(tmp_path / "none.xlsx", [])
     with pytest.raises(UserError, match="no sheet of the workbook holds rows"):

@@ -176,13 +176,11 @@ def test_a_prepare_that_fails_leaves_everything_as_it_was(prepare, tmp_path, mon
     [("utf-8-sig", ";", "\r\n"), ("utf-16", "\t", "\r\n"), ("utf-8", "|", "\r"), ("cp1252", ";", "\n")],
 )
 def test_what_spreadsheets_write_is_read_right_or_named(encoding, delimiter, end, prepare, tmp_path, capsys):
-    rows = [(f"Société Générale – “{row['title']}”", row["tone"]) for row in ROWS]
+    rows = [(f"“{row['title']}é” – €", row["tone"]) for row in ROWS]
     content = end.join(delimiter.join(row) for row in [("title", "tone"), *rows, ()]).encode(encoding)
     flags = []
     if encoding == "cp1252":
-        with pytest.raises(
-            UserError, match=r"108 lines are not UTF-8, the first of them line 2.*Générale – “Alder"
-        ):
+        with pytest.raises(UserError, match=r"108 lines are not UTF-8, the first of them line 2.*reads '“Alder"):
             made_from(prepare, tmp_path, content, "news.CSV")
         flags = ["--encoding", "cp1252"]
     assert made_from(prepare, tmp_path, content, "news.CSV", *flags) == rows

@@ -30,12 +30,14 @@ class Jsonl:
         rows = [self._row(*found) for found in self._head]
         self.columns = list(dict.fromkeys(column for row in rows if row.cells for column in json.loads(row.cells)))
         told = [row for row in rows if row.fault != EMPTY_LINE]
-        if told and not any(row.cells for row in rows):
-            first = next(line.strip() for number, line, _ in self._head if number == told[0].line)
-            what = "is one JSON array" if first.startswith("[") else f"line {told[0].line} is {told[0].fault}"
+        start = next((line.lstrip() for _, line, _ in self._head if line.strip()), "")
+        none = bool(told) and not any(row.cells for row in rows)
+        if start.startswith("[") and (none or told[0].fault.startswith("not valid JSON")):
+            remedy = "write one object a line, as `jq -c '.[]' array.json > rows.jsonl` does"
+            raise UserError(f"{file.path}: is one JSON array; {remedy}")
+        if none:
             raise UserError(
-                f"{file.path}: {what}, and no line is an object of columns; write one object a line, "
-                "as `jq -c '.[]' array.json > rows.jsonl` does"
+                f"{file.path}: line {told[0].line} is {told[0].fault}, and no other is better; write one object a line"
             )
 
     def rows(self) -> Iterator[Row]:

@@ -65,7 +65,7 @@ class TextFile:
 
     def done(self) -> float:
         """Share of the file's bytes that were read."""
-        return self._raw.tell() / max(1, self.path.stat().st_size)
+        return 1.0 if self._raw.closed else self._raw.tell() / max(1, self.path.stat().st_size)
 
     def lines(self) -> Iterator[tuple[int, str, str | None]]:
         """(number, line with its end, fault) of each line; U+2028 and the like end none."""
