@@ -209,7 +209,9 @@ def test_a_bad_row_is_named_before_a_model_loads(column, value, message, task_fo
 
 def test_a_file_that_cannot_be_meant_is_refused(task_folder):
     rows = answered(UNSURE)
-    with pytest.raises(UserError, match=r"column 'x_probability_Up' is missing from .* \(its --prefix is `prefix`\)"):
+    with pytest.raises(
+        UserError, match=r"no column 'x_probability_Up', or several, among .* \(its --prefix is `prefix`\)"
+    ):
         teach(rows, soft_labels="{path: taught.csv, prefix: x_}")
     with pytest.raises(UserError, match=r"gone.csv: no such file; write it by `fintune predict`"):
         teach(rows, soft_labels="gone.csv")

@@ -1,9 +1,7 @@
 """Labels that are likely wrong: rows that a near-duplicate contradicts, and rows that models predict otherwise.
 
-The models are linear, and none saw the rows that it predicts, nor a near-duplicate of them. None saw a test row either,
-and what is said of other rows does not depend on test labels, so that leaving suspects out of training stays honest.
-
-Confident learning
+The models are linear, and none saw the rows that it predicts, a near-duplicate of them, or a test row. What is said of
+other rows does not depend on test labels, so that leaving suspects out of training stays honest. Confident learning
 (Northcutt et al., https://arxiv.org/abs/1911.00068), by cleanlab, says how many rows of a class are wrong and which:
 it takes as certain a probability above the class's own mean, so a class that is hard does not fill the list.
 """
@@ -19,8 +17,8 @@ from cleanlab.filter import find_label_issues
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 
+from fintune.data.csv_file import write_csv
 from fintune.data.load import TaskData
-from fintune.data.rows import write_csv
 from fintune.data.splits import near_pairs, normalise
 from fintune.errors import UserError
 from fintune.files import write_text
