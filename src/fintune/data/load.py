@@ -6,6 +6,7 @@ import io
 import os
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,9 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 from sklearn.utils.class_weight import compute_class_weight
 
+from fintune.data.inputs import Input, as_input
 from fintune.data.rows import how_often
-from fintune.data.splits import normalise, share_rows, split_rows
+from fintune.data.splits import row_key, share_rows, split_rows
 from fintune.errors import UserError
 from fintune.machine import hub_reachable
 from fintune.recipe.task import DataFile, Task
@@ -30,10 +32,11 @@ class TaskData:
 
     Attributes:
         splits: split -> Dataset of columns text (str), label (id), file and line (where it is), cluster (equal for
-            near-duplicates).
+            near-duplicates) and, in a task with columns, columns (a mapping of each to its value).
         source: `mirror`, `hub`, `sample` or `file`: results of different sources never share a table.
         sha256: hash over the bytes of all files and the split's settings; the same hash means the same splits.
-        clean: for each test row, whether no row of train or validation equals it once normalised.
+        clean: for each test row, whether no row of train or validation equals it once normalised; of two rows with
+            the same text and other columns neither repeats the other.
     """
 
     splits: dict[str, Dataset]
@@ -58,6 +61,13 @@ class TaskData:
         }
 
 
+def inputs_of(rows: Dataset) -> Sequence[Input]:
+    """What a model is asked about each row: its text, or a mapping of `text` and the task's columns."""
+    if "columns" not in rows.column_names:
+        return rows["text"]
+    return [as_input(*row) for row in zip(rows["text"], rows["columns"], strict=True)]
+
+
 def load_data(task: Task, allow_sample: bool = False) -> TaskData:
     """Read a task's files from the mirror, the Hub or beside its YAML, and split them.
 
@@ -65,8 +75,8 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
         allow_sample: fall back to the invented sample rows where neither mirror nor Hub is there.
 
     Raises:
-        UserError: a file is missing or has other bytes or rows than the YAML says; a row has no text or a label that
-            the task does not list; a class is missing from a split.
+        UserError: a file is missing or has other bytes or rows than the YAML says; a row has no text, an empty column
+            or a label that the task does not list; a class is missing from a split.
     """
     source, files, contents = _fetch(task, allow_sample)
     rows = {split: _read(task, files[split], content) for split, content in contents.items()}
@@ -74,7 +84,7 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
     for split in sorted(contents):
         digest.update(split.encode() + hashlib.sha256(contents[split]).digest())
     rows = split_rows(task, rows)
-    seen = {normalise(row["text"]) for split in ("train", "validation") for row in rows[split]}
+    seen = {row_key(row) for split in ("train", "validation") for row in rows[split]}
     rows["train"] = share_rows(rows["train"], task.train_share)
     for split, found in rows.items():
         missing = set(range(len(task.labels))) - {row["label"] for row in found}
@@ -88,7 +98,7 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
         splits={split: Dataset.from_list(rows[split]) for split in SPLITS},
         source=source,
         sha256=digest.hexdigest(),
-        clean=[normalise(row["text"]) not in seen for row in rows["test"]],
+        clean=[row_key(row) not in seen for row in rows["test"]],
     )
 
 
@@ -195,18 +205,25 @@ def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
         raise UserError(
             f"{name}:{line}: not {file.encoding} ({error.reason}); convert it, or set `encoding`"
         ) from error
+    if task.columns and name.endswith(".txt"):
+        raise UserError(f"{name}: has no column {task.columns[0]!r}, only `text@label`; make it a CSV with a header")
     read = _read_at_lines if name.endswith(".txt") else _read_csv
     ids = {label_name: label for label, label_name in enumerate(task.names)}
     ids |= {value: label for label, value in enumerate(task.labels)}  # what the file holds wins over a name
     rows = []
-    for line, row_text, value in read(task, text, name):
+    for line, row_text, value, *cells in read(task, text, name):
         if not row_text.strip():
             raise UserError(f"{name}:{line}: the text is empty; every row needs one, so fix or remove the row")
         if value.strip() not in ids:
             raise UserError(
                 f"{name}:{line}: label {value!r} is not among {list(task.labels)}; add it to `labels` or fix the row"
             )
-        rows.append({"text": row_text, "label": ids[value.strip()], "file": name, "line": line})
+        row = {"text": row_text, "label": ids[value.strip()], "file": name, "line": line}
+        if task.columns:
+            row["columns"] = dict(zip(task.columns, cells, strict=True))
+            if empty := [column for column, cell in row["columns"].items() if not cell.strip()]:
+                raise UserError(f"{name}:{line}: column {empty[0]!r} is empty; fill it in, or remove the row")
+        rows.append(row)
     if not rows:
         raise UserError(f"{name}: no rows below its header; give the file that holds them")
     if file.rows is not None and len(rows) != file.rows:
@@ -231,17 +248,17 @@ def _read_csv(task: Task, text: str, name: str):
     csv.field_size_limit(len(text) + 1)
     try:
         header = next(reader, [])
-        columns = {}
-        for column in (task.text_column, task.label_column):
+        places = []
+        for column in (task.text_column, task.label_column, *task.columns):
             if header.count(column) != 1:
                 raise UserError(f"{name}: column {column!r} {how_often(header.count(column))} the header {header}")
-            columns[column] = header.index(column)
+            places.append(header.index(column))
         start = reader.line_num + 1
         for row in reader:
             if row and len(row) != len(header):
                 raise UserError(f"{name}:{start}: {len(row)} cells where the header has {len(header)}; fix the row")
             if row:
-                yield start, row[columns[task.text_column]], row[columns[task.label_column]]
+                yield start, *(row[place] for place in places)
             start = reader.line_num + 1
     except csv.Error as error:
         raise UserError(f"{name}:{start}: {error}; the row that starts there is not valid CSV") from error

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fintune.data.rows import Row, fault_of
+from fintune.data.inputs import Input, key_of, text_of
+from fintune.data.rows import Row
 from fintune.deploy.classifier import Classifier
 
 MOST_IN_MEMORY = 1_000_000  # texts of a stream whose scores are kept, some 200 MB; then the cache is emptied
@@ -25,7 +26,7 @@ def added_columns(names: list[str], prefix: str) -> list[str]:
 
 
 class Answers:
-    """Turns texts into the columns that are added to a row; the same text is scored once, also across a restart."""
+    """Turns inputs into the columns that are added to a row; the same is scored once, also across a restart."""
 
     def __init__(self, classifier: Classifier, threshold: float, prefix: str, store: str | Path = ":memory:"):
         """
@@ -41,13 +42,13 @@ class Answers:
         self.database = sqlite3.connect(store)
         self.database.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB)")
 
-    def __call__(self, texts: list[str]) -> list[dict]:
-        keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    def __call__(self, inputs: list[Input]) -> list[dict]:
+        keys = [hashlib.blake2b(key_of(given), digest_size=16).digest() for given in inputs]
         known: dict[bytes, np.ndarray] = {}
         for key in set(keys):
             if found := self.database.execute("SELECT probabilities FROM scores WHERE text = ?", (key,)).fetchone():
                 known[key] = np.frombuffer(found[0])
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        new = {key: given for key, given in zip(keys, inputs, strict=True) if key not in known}
         if new:
             self.scored += len(new)
             if self.scored > self.most:
@@ -66,14 +67,15 @@ class Answers:
         return dict(zip(self.columns, values, strict=True))
 
 
-def split_rejected(rows: list[Row]) -> tuple[list[Row], list[dict]]:
+def split_rejected(rows: list[Row], classifier: Classifier) -> tuple[list[Row], list[dict]]:
     """Rows that can be labelled, and {"line", "reason", "text"} of each that cannot."""
     good, rejected = [], []
     for row in rows:
-        fault = row.fault or fault_of(row.text)
+        fault = row.fault or classifier.fault(row.text)
         if fault is None:
             good.append(row)
         else:
-            text = row.text[:QUOTED_CHARACTERS] if isinstance(row.text, str) else None
+            text = text_of(row.text) if isinstance(row.text, str | dict) else None
+            text = text[:QUOTED_CHARACTERS] if isinstance(text, str) else None
             rejected.append({"line": row.line, "reason": fault, "text": text})
     return good, rejected

@@ -17,7 +17,8 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from fintune.data.rows import Csv, Jsonl, Parquet, json_line, kind_of
+from fintune.data.inputs import check_columns, read_inputs
+from fintune.data.rows import Csv, Jsonl, Parquet, Row, json_line, kind_of
 from fintune.deploy.answers import Answers, added_columns, split_rejected
 from fintune.deploy.classifier import Classifier
 from fintune.errors import Stopped, UserError
@@ -27,13 +28,19 @@ SHARD = 10_000  # rows read, labelled or rejected, between two points from which
 
 
 def open_table(
-    source: Path, target: Path, text_column: str, names: list[str], prefix: str = ""
+    source: Path,
+    target: Path,
+    text_column: str,
+    names: list[str],
+    prefix: str = "",
+    columns: dict[str, str] | None = None,
 ) -> Csv | Jsonl | Parquet:
     """The rows of `source`, ready to be labelled into `target`; needs no model, so a command asks here first.
 
     Args:
         names: the label names.
         prefix: put before the added columns' names.
+        columns: what the run reads beside the text -> the file's column.
 
     Raises:
         UserError: the files are of different formats, `source` does not exist, `target` does, or a column is missing,
@@ -47,10 +54,11 @@ def open_table(
     if not source.is_file():
         raise UserError(f"{source}: no such file")
     table = kind(source, text_column)
-    columns = added_columns(names, prefix)
-    if taken := set(columns).intersection(table.columns):
+    check_columns(table, columns or {}, "--column")
+    added = added_columns(names, prefix)
+    if taken := set(added).intersection(table.columns):
         raise UserError(f"{source}: has a column {min(taken)!r} already; choose a --prefix for the new ones")
-    table.add_columns(columns)
+    table.add_columns(added)
     return table
 
 
@@ -63,6 +71,7 @@ def label_file(
     threshold: float,
     prefix: str = "",
     spreadsheet_safe: bool = False,
+    columns: dict[str, str] | None = None,
 ) -> tuple[int, int]:
     """Label every row of `source` into `target`, a file of the same format; rejected rows go to TARGET.rejected.jsonl.
 
@@ -73,6 +82,7 @@ def label_file(
         threshold: confidence below which the model abstains.
         prefix: put before the added columns' names.
         spreadsheet_safe: in CSV, put ' before what a spreadsheet would take for a formula.
+        columns: what the run reads beside the text -> the file's column; by the same names if None.
 
     Returns:
         (labelled, rejected) rows.
@@ -81,17 +91,19 @@ def label_file(
         UserError: see `open_table`; or the output was begun with another input, run or options.
         Stopped: SIGTERM or SIGINT came.
     """
-    table = open_table(source, target, text_column, classifier.names, prefix)
+    columns = {name: name for name in classifier.columns} if columns is None else columns
+    table = open_table(source, target, text_column, classifier.names, prefix, columns)
     parts = _parts(target)
     parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / "lock", timeout=0), _stoppable(str(parts)) as stop_if_asked:
-            options = [text_column, threshold, prefix, spreadsheet_safe]
+            options = [text_column, threshold, prefix, spreadsheet_safe, *columns.items()]
             run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
             _check_manifest(parts, {"input": sha256(source), "run": run, "options": options, "shard": SHARD})
             answers = Answers(classifier, threshold, prefix, parts / "scores.sqlite")
             with closing(answers.database):
-                counts = _label_shards(table, answers, parts, spreadsheet_safe, stop_if_asked)
+                rows = read_inputs(table, columns)
+                counts = _label_shards(table, rows, answers, parts, spreadsheet_safe, stop_if_asked)
             _join(table, sorted(parts.glob("*.rows")), parts, target)
             for path in sorted(parts.iterdir(), key=lambda path: path.name == "manifest.json"):
                 if path.name != "lock":
@@ -127,13 +139,14 @@ def _check_manifest(parts: Path, manifest: dict) -> None:
 
 def _label_shards(
     table: Csv | Jsonl | Parquet,
+    rows: Iterator[Row],
     answers: Answers,
     parts: Path,
     spreadsheet_safe: bool,
     stop_if_asked: Callable[[], None],
 ) -> tuple[int, int]:
     labelled = rejected = 0
-    rows, started, fresh = table.rows(), time.perf_counter(), 0
+    started, fresh = time.perf_counter(), 0
     bar = tqdm(total=1000, unit="‰", bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}")
     with bar:
         for number in range(sys.maxsize):
@@ -142,7 +155,7 @@ def _label_shards(
                 return labelled, rejected
             stop_if_asked()
             done = parts / f"{number:08}.rows"
-            good, bad = split_rejected(shard)
+            good, bad = split_rejected(shard, answers.classifier)
             if not done.exists():
                 write_whole(
                     parts / f"{number:08}.rejected",

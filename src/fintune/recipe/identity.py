@@ -49,6 +49,8 @@ def identity(overrides: dict, task: Task, data_sha256: str, weights: str | None 
     found["labels"] = [list(label) for label in task.labels.items()]  # a list: their order is that of the label ids
     found["encodings"] = [file.encoding for _, file in sorted(task.files.items())]
     found["data"] = data_sha256
+    if task.columns:  # a key of these tasks alone: runs on texts keep the identity that they have
+        found["columns"] = list(task.columns)
     if weights:
         found["weights"] = weights
     if overrides.get("script") in (None, "train_sft.py", "evaluate.py"):  # the other scripts read no prompt

@@ -32,6 +32,7 @@ class Task:
         labels: value in the data file -> name that the model answers with, in the order of the label ids.
         files: split -> file. `all` is split into train, validation and test; a missing validation is split off train.
         template: the user turn, a Jinja file.
+        columns: columns of the files that a model reads beside the text; the template uses each by its name.
         sample: invented rows that stand in where neither mirror nor Hub is there, for models that need no download.
         split: seed, and shares of what is split off.
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
@@ -52,6 +53,7 @@ class Task:
     sample: dict[str, DataFile] = field(default_factory=dict)
     text_column: str = "text"
     label_column: str = "label"
+    columns: list[str] = field(default_factory=list)
     split: dict[str, float] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
     train_share: float = 1.0
@@ -66,6 +68,7 @@ class Task:
 
 
 TASK_KEYS = [f.name for f in fields(Task)]
+RESERVED = ("text", "texts", "label", "labels")  # what a template, a request or a labelled file calls something else
 SPLIT_DEFAULTS = {"seed": 42, "validation": 0.1, "test": 0.1}
 
 
@@ -120,6 +123,7 @@ def make_task(values: dict, where: str) -> Task:
                 f"{where}: `labels` maps {value!r} to {name!r}, which is what the file calls another label; swap the "
                 "names back, or rename them"
             )
+    values["columns"] = _columns(values, where)
     for key in ("files", "sample"):
         if not isinstance(values.get(key, {}), dict):
             raise UserError(
@@ -155,6 +159,30 @@ def make_task(values: dict, where: str) -> Task:
     return Task(**values)
 
 
+def _columns(values: dict, where: str) -> list[str]:
+    """The task's `columns`, checked."""
+    import jinja2.meta
+
+    columns = values.get("columns") or []
+    if not isinstance(columns, list) or len({str(name) for name in columns}) < len(columns):
+        raise UserError(
+            f"{where}: `columns` is {columns!r}; list different columns of the files, as in [ticker, source]"
+        )
+    environment = jinja2.Environment()
+    taken = (*RESERVED, values.get("text_column", "text"), values.get("label_column", "label"))
+    for name in columns:
+        try:
+            variables = jinja2.meta.find_undeclared_variables(environment.parse(f"{{{{ {name} }}}}"))
+        except jinja2.TemplateSyntaxError:
+            variables = set()
+        if not isinstance(name, str) or variables != {name} or name in taken:
+            why = "which is taken" if name in taken else "which no template can name"
+            raise UserError(
+                f"{where}: `columns` lists {name!r}, {why}; give the column of the file another name, such as ticker"
+            )
+    return columns
+
+
 def _data_file(spec: object, where: str) -> DataFile:
     known = [f.name for f in fields(DataFile)]
     if isinstance(spec, str):
@@ -166,7 +194,7 @@ def _data_file(spec: object, where: str) -> DataFile:
 
 def task_yaml(task: Task) -> dict:
     """The keys of a task as a YAML holds them, without the unset ones."""
-    values = {key: value for key, value in asdict(task).items() if value not in (None, {})}
+    values = {key: value for key, value in asdict(task).items() if value not in (None, {}, [])}
     for key in ("train_share", "max_leakage"):  # at their defaults they would tell runs apart that are alike
         if values[key] == Task.__dataclass_fields__[key].default:
             del values[key]

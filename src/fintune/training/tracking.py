@@ -101,10 +101,10 @@ def _log(run, recipe: Recipe, result: dict, predictions: list[dict]) -> None:
         preds=[ids[row["prediction"]] for row in predictions],
         class_names=task.names,
     )
-    columns = ["file", "line", *(["text"] if task.log_texts else []), "label", "prediction", "clean", *task.names]
-    table = wandb.Table(
-        columns=columns, data=[[{**row, **row["probabilities"]}[column] for column in columns] for row in predictions]
-    )
+    texts = ["text", *task.columns] if task.log_texts else []
+    columns = ["file", "line", *texts, "label", "prediction", "clean", *task.names]
+    flat = [{**row.get("columns", {}), **row, **row["probabilities"]} for row in predictions]
+    table = wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in flat])
     if run.settings.mode == "online":
         _ask()  # for the answer to a table W&B would wait without end
     run.log({f"{split}/confusion_matrix": matrix, f"{split}/predictions": table})
