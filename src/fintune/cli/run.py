@@ -43,6 +43,13 @@ def predict(
         ),
     ] = None,
     text_column: Annotated[str, typer.Option(metavar="NAME", help="The column that is labelled.")] = "text",
+    column: Annotated[
+        list[str] | None,
+        option(
+            "NAME=COLUMN",
+            "Where the input has another name for a column that the run reads, such as ticker=Symbol; repeatable.",
+        ),
+    ] = None,
     prefix: Annotated[str, option("TEXT", "Put before the names of the added columns.")] = "",
     abstain_below: AbstainBelow = 0.0,
     target_accuracy: TargetAccuracy = None,
@@ -58,7 +65,8 @@ def predict(
 
     Every row gets a label, a confidence and a probability for each label. Rows that cannot be labelled are written
     to OUTPUT.rejected.jsonl, each with its line and the reason. An interrupted command goes on when it is typed
-    again. Exit code 3: done, but some rows were rejected.
+    again. Exit code 3: done, but some rows were rejected. A run that reads columns beside the text takes them from the
+    input, from standard input as JSON lines.
 
     \b
     Examples:
@@ -68,7 +76,7 @@ def predict(
     """
     from fintune.deploy.predict import predict
 
-    options = abstain_below, target_accuracy, spreadsheet_safe, engine
+    options = abstain_below, target_accuracy, spreadsheet_safe, engine, column or ()
     return predict(run_dir, source, output, text_column, prefix, *options)
 
 
@@ -85,10 +93,10 @@ def serve(
 ) -> None:
     """Answer requests over HTTP.
 
-    POST /classify takes one text, or {"texts": [...]}; GET /healthz and GET /metrics (Prometheus) report its state.
-    Requests that arrive together are scored together. SIGTERM ends it once the open requests are answered. There is no
-    authentication and no TLS: put a proxy in front of it before other machines may reach it. Needs the extra:
-    pip install 'fintune[serve]'.
+    POST /classify takes one text, or {"texts": [...]}, with the columns that the run reads; GET /healthz and GET
+    /metrics (Prometheus) report its state. Requests that arrive together are scored together. SIGTERM ends it once the
+    open requests are answered. There is no authentication and no TLS: put a proxy in front of it before other machines
+    may reach it. Needs the extra: pip install 'fintune[serve]'.
 
     \b
     Example:
@@ -97,6 +105,7 @@ def serve(
     """
     import uvicorn
 
+    from fintune.data.inputs import as_input
     from fintune.deploy.classifier import Classifier
     from fintune.deploy.predict import find_threshold
     from fintune.deploy.service import create_app
@@ -105,7 +114,7 @@ def serve(
     result = read_result(run_dir)
     threshold = find_threshold(result["calibration"], abstain_below, target_accuracy)
     classifier = Classifier.from_pretrained(run_dir)
-    classifier(["warm up"])
+    classifier([as_input("warm up", {name: name for name in classifier.columns})])
     application = create_app(classifier, threshold, max_waiting, max_body)
     uvicorn.run(application, host=host, port=port, limit_concurrency=max_connections, access_log=False, ws="none")
 

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fintune.cli.app import FORMATS, app, argument, flag
+from fintune.cli.app import FORMATS, app, argument, flag, option
 
 
 @app.command()
@@ -14,6 +14,13 @@ def prepare(
     text: Annotated[str, typer.Option(metavar="NAME", help="Column of the texts.")],
     label: Annotated[str, typer.Option(metavar="NAME", help="Column of the labels.")],
     task: Annotated[str, typer.Option(metavar="NAME", help="Name of the new task: letters, digits and _.")],
+    columns: Annotated[
+        str | None,
+        option(
+            "NAMES",
+            "Further columns that the model reads, such as ticker,source; ticker=Symbol renames the column Symbol.",
+        ),
+    ] = None,
     force: Annotated[bool, flag("--force", "Write over the task's files.")] = False,
 ) -> None:
     """Make a task from a file of labelled texts.
@@ -27,7 +34,7 @@ def prepare(
     """
     from fintune.data.prepare import prepare
 
-    prepare(file, text, label, task, force)
+    prepare(file, text, label, task, force, columns=[name.strip() for name in columns.split(",")] if columns else ())
 
 
 @app.command()

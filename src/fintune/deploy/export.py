@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fintune.data.inputs import Input, as_input
 from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
 from fintune.files import write_text
@@ -35,7 +36,7 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
         raise UserError(f"{target}: already exists; name a new folder")
     result = read_result(run_dir)
     classifier = Classifier.from_pretrained(run_dir, merge=False)
-    texts = texts_to_check(run_dir)
+    texts = inputs_to_check(run_dir)
     staging = target.with_name(target.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
 
@@ -54,15 +55,16 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
         push_to_hub(target, push)
 
 
-def texts_to_check(run_dir: Path) -> list[str]:
-    """256 texts: those of the run's test split, and where it has fewer, several of them joined."""
+def inputs_to_check(run_dir: Path) -> list[Input]:
+    """256 texts of the run's test split, and where it has fewer, several joined, with the columns of the first."""
     lines = (run_dir / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-    texts = [json.loads(line)["text"] for line in lines if line]
-    joined = (" ".join(some) for length in count(1) for some in product(texts, repeat=length))
+    rows = [json.loads(line) for line in lines if line]
+    some = (rows for length in count(1) for rows in product(rows, repeat=length))
+    joined = (as_input(" ".join(row["text"] for row in rows), rows[0].get("columns", {})) for rows in some)
     return list(islice(joined, ROWS))
 
 
-def compare(classifier: Classifier, folder: Path, texts: list[str], expected: np.ndarray) -> dict:
+def compare(classifier: Classifier, folder: Path, texts: list[Input], expected: np.ndarray) -> dict:
     """Label the texts with what was written, read again as anyone would; the classifier then holds that model.
 
     Args:
@@ -105,6 +107,8 @@ def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict
     path = Path(base).is_absolute() or base.startswith((".", "~"))  # maybe of another machine
     # a path would tell of this machine, and help nobody else
     local = base in (TINY, linear) or path or Path(base).is_dir()
+    columns = classifier.columns
+    marked = as_input("HEADLINE", {name: f"<{name}>" for name in columns})
     card_data = ModelCardData(
         model_name=result["name"],
         base_model=None if local else base,
@@ -125,7 +129,10 @@ def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict
         base=Path(base).name if local else base,
         local=local,
         example="Alder raised its dividend again",
-        turn=repr(classifier.scorer.encoder.turn("HEADLINE")) if causal else None,
+        columns=columns,
+        example_columns={name: name.upper() for name in columns},
+        pair="; ".join(f"{name}: {name.upper()}" for name in columns),  # as `EncoderInput` writes them
+        turn=repr(classifier.scorer.encoder.turn(marked)) if causal else None,
         quoted_revision=repr(recipe.get("model_revision")),
         max_length=classifier.max_length,
         use_rslora=recipe.get("use_rslora"),

@@ -123,7 +123,8 @@ def make_task(values: dict, where: str) -> Task:
                 f"{where}: `labels` maps {value!r} to {name!r}, which is what the file calls another label; swap the "
                 "names back, or rename them"
             )
-    values["columns"] = _columns(values, where)
+    values["columns"] = columns = values.get("columns") or []
+    check_column_names(columns, where, values.get("text_column", "text"), values.get("label_column", "label"))
     for key in ("files", "sample"):
         if not isinstance(values.get(key, {}), dict):
             raise UserError(
@@ -159,17 +160,23 @@ def make_task(values: dict, where: str) -> Task:
     return Task(**values)
 
 
-def _columns(values: dict, where: str) -> list[str]:
-    """The task's `columns`, checked."""
+def check_column_names(columns: object, where: str, *others: str) -> None:
+    """Refuse `columns` that a template cannot name.
+
+    Args:
+        others: the columns of the text and of the label.
+
+    Raises:
+        UserError: it is no list of different names, or a name is taken.
+    """
     import jinja2.meta
 
-    columns = values.get("columns") or []
     if not isinstance(columns, list) or len({str(name) for name in columns}) < len(columns):
         raise UserError(
             f"{where}: `columns` is {columns!r}; list different columns of the files, as in [ticker, source]"
         )
     environment = jinja2.Environment()
-    taken = (*RESERVED, values.get("text_column", "text"), values.get("label_column", "label"))
+    taken = (*RESERVED, *others)
     for name in columns:
         try:
             variables = jinja2.meta.find_undeclared_variables(environment.parse(f"{{{{ {name} }}}}"))
@@ -178,9 +185,9 @@ def _columns(values: dict, where: str) -> list[str]:
         if not isinstance(name, str) or variables != {name} or name in taken:
             why = "which is taken" if name in taken else "which no template can name"
             raise UserError(
-                f"{where}: `columns` lists {name!r}, {why}; give the column of the file another name, such as ticker"
+                f"{where}: `columns` lists {name!r}, {why}; give it another name there, such as ticker "
+                "(`fintune prepare --columns ticker=COLUMN` does)"
             )
-    return columns
 
 
 def _data_file(spec: object, where: str) -> DataFile:
