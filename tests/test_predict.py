@@ -337,7 +337,7 @@ def test_hostile_files_give_rows_rejections_or_one_line(tmp_path, classifier):
                 assert "\n" not in str(error)
                 refused += 1
                 continue
-            good, bad = answers.split_rejected(rows)
+            good, bad = answers.split_rejected(rows, classifier)
             assert len(good) + len(bad) == len(rows)
             assert [row.line for row in rows] == sorted({row.line for row in rows})
             texts.update(row.text for row in good)
