@@ -59,8 +59,8 @@ def inputs_to_check(run_dir: Path) -> list[Input]:
     """256 texts of the run's test split, and where it has fewer, several joined, with the columns of the first."""
     lines = (run_dir / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
     rows = [json.loads(line) for line in lines if line]
-    some = (rows for length in count(1) for rows in product(rows, repeat=length))
-    joined = (as_input(" ".join(row["text"] for row in rows), rows[0].get("columns", {})) for rows in some)
+    some = (several for length in count(1) for several in product(rows, repeat=length))
+    joined = (as_input(" ".join(row["text"] for row in each), each[0].get("columns", {})) for each in some)
     return list(islice(joined, ROWS))
 
 
