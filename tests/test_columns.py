@@ -80,15 +80,23 @@ def runs(tmp_path_factory) -> dict[str, Path]:
         patch.chdir(folder)
         tfidf = str(ROOT / "configs/baselines/tfidf.yaml")
         prepare("mine", ROWS)
-        flags = ["--num_train_epochs", "12", "--learning_rate", "1e-2", "--eval_strategy", "no"]
+        flags = ["--num_train_epochs", "30", "--learning_rate", "3e-3", "--eval_strategy", "no"]
         script("train_sft").main(["data/mine.yaml", "small.yaml", *SMALL, *flags])
         script("train_linear").main(["data/mine.yaml", tfidf, "--report_to", "none"])
         base = save_encoder(folder / "base", "bert", [*(row["Title"] for row in ROWS), "ticker: ALD BIR CED ELM"])
+        tell_segments(Path(base))
         bert = ["data/mine.yaml", str(ROOT / "configs/baselines/bert-base.yaml"), "--model_name_or_path", base]
         flags = ["--num_train_epochs", "12", "--learning_rate", "1e-2", "--early_stopping_patience", "12"]
         flags += ["--report_to", "none", "--disable_tqdm", "true", "--per_device_train_batch_size", "8"]
         script("train_cls").main([*bert, *flags])
     return {name: folder / f"runs/mine/{name}" for name in ("small", "tfidf", "bert-base")}
+
+
+def tell_segments(base: Path) -> None:
+    """As tokenizers of BERT do."""
+    config = json.loads((base / "tokenizer_config.json").read_text())
+    config["model_input_names"] = ["input_ids", "token_type_ids", "attention_mask"]
+    (base / "tokenizer_config.json").write_text(json.dumps(config))
 
 
 def prepare(task: str, rows: list[dict]) -> None:
@@ -243,6 +251,7 @@ def test_an_encoder_reads_a_second_segment(tmp_path):
 
     for kind, segments in (("bert", True), ("roberta", True), ("distilbert", False), ("t5", False)):
         folder = save_encoder(tmp_path / kind, kind, ["profit of Alder rose", "ticker: ALD; source: Wire"])
+        tell_segments(Path(folder))
         tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
         encoder = EncoderInput(tokenizer, config, 30)
         plain = {"text": "profit rose", **SOURCES}
@@ -348,8 +357,8 @@ def test_prepare_writes_the_columns_and_a_template_that_uses_them(task_folder, c
         ("isin", "column 'isin' is missing from its columns .* --columns isin=COLUMN"),
         ("text=Symbol", "`columns` lists 'text', which is taken"),
         ("mood=tone", "is the column of the labels"),
-        ("year,year", "column 'year' is given twice"),
-        ("year,", "column '' has no name"),
+        ("year,year", "column 'year': is given twice"),
+        ("year,", "column '': has no name"),
     ):
         with pytest.raises(UserError, match=message):
             command([*words, "--force", "--columns", columns])
