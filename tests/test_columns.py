@@ -262,7 +262,7 @@ def test_an_encoder_reads_a_second_segment(tmp_path):
         assert len(long) == 30 and encoder.truncated_texts == 1 and long[-8:] == first[-8:]
         assert ("token_type_ids" in found) == segments
         if segments:
-            assert found["token_type_ids"][0] == [0] * (len(first) - 11) + [1] * 11
+            assert found["token_type_ids"][0] == [0] * 4 + [1] * (len(first) - 4)
             assert next(encoder.batches([plain], config_device()))[1]["token_type_ids"].shape == (1, len(first))
         with pytest.raises(UserError, match=r"its columns take .* of max_length 30; shorten"):
             encoder.features([{**plain, "source": "wire " * 40}])
