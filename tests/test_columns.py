@@ -4,6 +4,7 @@ import asyncio
 import csv
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import httpx
@@ -19,9 +20,9 @@ from test_prompt import HOSTILE
 
 from fintune.cli import command
 from fintune.data import audit
-from fintune.data.inputs import read_inputs
 from fintune.data.load import inputs_of, load_data
 from fintune.data.parquet_file import Parquet
+from fintune.data.tables import read_inputs
 from fintune.deploy.classifier import Classifier
 from fintune.deploy.fleet import Labeller
 from fintune.deploy.service import create_app
@@ -32,6 +33,7 @@ from fintune.model.linear import as_words
 from fintune.model.prompt import Prompt
 from fintune.recipe.layers import read_task
 from fintune.recipe.task import make_task
+from fintune.scoring.suspects import contradictions
 from fintune.training.shared_prefix import SharedPrefixCollator
 
 TICKERS = {"Alder": "ALD", "Birch": "BIR", "Cedar": "CED", "Elm": "ELM"}
@@ -495,3 +497,70 @@ def test_a_service_takes_columns(classifier):
             assert (await client.get("http://x/healthz")).json()["columns"] == ["ticker"]
 
     asyncio.run(ask())
+
+
+def test_suspects_read_the_columns_and_exclude_names_rows_by_them(task_folder, capsys):
+    rows = [[row["Title"], row["Symbol"], row["tone"]] for row in ROWS]
+    wrong = rows[7]
+    wrong[2] = "Up"  # of a headline whose other row says the same, for another ticker
+    assert rows[6] == [wrong[0], "ALD", "Up"]
+    write_mine(task_folder, *(",".join(row) for row in rows))
+    command(["audit", "data/mine.yaml", "--suspects", "suspects.csv"])
+    said = " ".join(capsys.readouterr().out.split())
+    assert "0 contradicted by a near-duplicate" in said
+    assert float(said.partition("cross-fitted, predict ")[2].partition("%")[0]) > 95  # a half without the tickers
+    with open("suspects.csv") as file:
+        assert [[row["text"], row["ticker"], row["label"]] for row in csv.DictReader(file)] == [wrong]
+
+    def training(**keys) -> set[tuple[str, ...]]:
+        task = replace(read_task(task_folder / "data/mine.yaml"), **keys)
+        train = load_data(task).splits["train"]
+        labels = [task.names[label] for label in train["label"]]
+        columns = [row["ticker"] for row in train["columns"]]
+        return set(zip(train["text"], columns, labels, strict=True))
+
+    assert training() - training(exclude="suspects.csv") == {tuple(wrong)}
+    Path("listed.csv").write_text("text,label\n")
+    with pytest.raises(
+        UserError, match=r"listed\.csv: no column 'ticker' .*`exclude` needs text and ticker and label"
+    ):
+        training(exclude="listed.csv")
+
+
+def test_one_headline_contradicts_itself_only_for_the_same_columns():
+    rows = [
+        {"text": HEADLINE, "label": label, "split": "train", "columns": {"ticker": ticker}}
+        for ticker, label in (("ALD", 0), ("CED", 1), ("ald ", 1))
+    ]
+    found = contradictions(rows, np.array([0, 0, 0]), np.array([0.9, 0.2, 0.1]))
+    assert found == {2: [0]}
+
+
+def test_probabilities_of_rows_with_columns_are_trained_on(task_folder, capsys):
+    labelled = [
+        f"{row['Title']},{row['Symbol']},{'0.9,0.1' if row['tone'] == 'Up' else '0.2,0.8'}" for row in ROWS
+    ] + ["nothing was rejected in vain,,,"]
+    rows = [f"{row['Title']},{row['Symbol']},{row['tone']}" for row in ROWS]
+    write_mine(task_folder, *rows, soft_labels="soft.csv")
+    header = "text,ticker,probability_Up,probability_Down\n"
+    soft = task_folder / "data/soft.csv"
+    soft.write_text(header + "\n".join(labelled) + "\n")
+    train = load_data(read_task(task_folder / "data/mine.yaml")).splits["train"]
+    assert "1 that predict rejected" in capsys.readouterr().out
+    expected = {"Up": [0.9, 0.1], "Down": [0.2, 0.8]}
+    tones = {(row["Title"], row["Symbol"]): row["tone"] for row in ROWS}
+    assert train.num_rows > 60
+    for row in train:
+        assert row["probabilities"] == expected[tones[row["text"], row["columns"]["ticker"]]]
+    script("train_linear").main(["data/mine.yaml", str(ROOT / "configs/baselines/tfidf.yaml"), "--report_to", "none"])
+    assert json.loads(Path("runs/mine/tfidf/metrics.json").read_text())["test"]["accuracy"] >= 0.9
+    for content, message in (
+        (header + "a headline, ,0.9,0.1\n", r"soft\.csv:2: column 'ticker' is empty; fill it in"),
+        (
+            header.replace("ticker", "Symbol"),
+            "no column 'ticker', .* needs the task's columns, and one for each label",
+        ),
+    ):
+        soft.write_text(content)
+        with pytest.raises(UserError, match=message):
+            load_data(read_task(task_folder / "data/mine.yaml"))

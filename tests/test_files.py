@@ -60,7 +60,7 @@ def test_a_file_comes_out_as_it_went_in(encoding, delimiter, end, run_dir, class
     text = written.removeprefix(mark).decode(bare)
     found = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter))
     assert [row[:3] for row in found] == rows
-    assert [row[3] for row in found[1:]] == [classifier.predict(title)[0] if title else "" for title in TITLES]
+    assert [row[3] for row in found[1:]] == [classifier.predict(title) if title else "" for title in TITLES]
     assert [row[-1] for row in found] == ["rejected", "", "empty", "", "", ""]
     assert text.endswith(end)
     assert not target.with_name(target.name + ".rejected.jsonl").exists()

@@ -2,9 +2,9 @@
 
 from pathlib import Path
 
-from fintune.data.inputs import named_columns, read_inputs, text_of, training_columns
+from fintune.data.inputs import named_columns, text_of, training_columns
 from fintune.data.rows import fault_of
-from fintune.data.tables import read_table
+from fintune.data.tables import read_inputs, read_table
 from fintune.errors import UserError
 from fintune.recipe.task import Task
 

@@ -1,12 +1,10 @@
 """What a model is asked about: a text, or in a task with `columns` a mapping of `text` and each of them to strings."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from math import isnan
-from pathlib import Path
 
-from fintune.data.rows import Row, fault_of
-from fintune.data.tables import Table, check_column
+from fintune.data.rows import fault_of
 from fintune.errors import UserError
 
 Input = str | dict[str, str]  # text first, then the columns in the order of the task's YAML
@@ -69,32 +67,6 @@ def named_columns(words: Iterable[str]) -> dict[str, str]:
             )
         found[name] = column or name
     return found
-
-
-def check_columns(table: Table, where: Path, columns: dict[str, str], option: str) -> None:
-    """As `check_column`, of each column of a task.
-
-    Args:
-        columns: column of the task -> column of the file.
-        option: where another one is named, for the message.
-    """
-    for name, column in columns.items():
-        check_column(table, where, column, f"{option} {name}={{}}", texts=False)
-
-
-def read_inputs(table: Table, columns: dict[str, str]) -> Iterator[Row]:
-    """The rows of a table; with columns `text` of each is the input, unless the row has a fault.
-
-    Args:
-        columns: column of the task -> column of the file.
-    """
-    for row in table.rows():
-        if columns and row.fault is None:
-            try:
-                row.text = {"text": row.text, **{name: cell(table.value(row, at)) for name, at in columns.items()}}
-            except UnicodeDecodeError:  # in Parquet, whose columns are read one by one
-                row.fault = "not UTF-8"
-        yield row
 
 
 def cell(value: object) -> object:

@@ -15,11 +15,11 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 from sklearn.utils.class_weight import compute_class_weight
 
 from fintune.data.exclude import without_excluded
-from fintune.data.inputs import Input, as_input, named_columns, read_inputs, text_of, training_columns
+from fintune.data.inputs import Input, as_input, named_columns, text_of, training_columns
 from fintune.data.rows import EMPTY_LINE, fault_of
 from fintune.data.soft_labels import soft_rows
 from fintune.data.splits import row_key, share_rows, split_rows
-from fintune.data.tables import check_column, read_table
+from fintune.data.tables import check_column, read_inputs, read_table
 from fintune.data.text_file import TextFile
 from fintune.errors import UserError
 from fintune.machine import hub_reachable

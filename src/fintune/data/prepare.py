@@ -13,10 +13,10 @@ from rich.table import Table
 
 from fintune.data import audit
 from fintune.data.csv_file import write_csv
-from fintune.data.inputs import check_columns, columns_of, input_fault, named_columns, read_inputs, text_of
+from fintune.data.inputs import columns_of, input_fault, named_columns, text_of
 from fintune.data.load import load_data
 from fintune.data.rows import fault_of
-from fintune.data.tables import check_column, read_table
+from fintune.data.tables import check_column, check_columns, read_inputs, read_table
 from fintune.errors import UserError
 from fintune.files import write_text
 from fintune.recipe.layers import read_task

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from fintune.data.inputs import named_columns, read_inputs, text_of, training_columns
+from fintune.data.inputs import named_columns, text_of, training_columns
 from fintune.data.rows import fault_of
 from fintune.data.splits import clusters, near_pairs
-from fintune.data.tables import check_column, read_table
+from fintune.data.tables import check_column, read_inputs, read_table
 from fintune.errors import UserError
 from fintune.recipe.task import Task
 

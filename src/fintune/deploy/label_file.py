@@ -18,10 +18,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from fintune.data.inputs import check_columns, read_inputs
 from fintune.data.jsonl_file import json_line
 from fintune.data.rows import Row
-from fintune.data.tables import Table, check_column, ending, read_table
+from fintune.data.tables import Table, check_column, check_columns, ending, read_inputs, read_table
 from fintune.deploy.answers import Answers, added_columns, judge
 from fintune.deploy.classifier import Classifier
 from fintune.errors import Stopped, UserError

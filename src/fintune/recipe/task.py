@@ -51,7 +51,7 @@ class Task:
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
         train_share: share of the training rows that is trained on: of each class, chosen by hash, so that a
             smaller share lies within a larger one. Validation and test stay whole.
-        exclude: file (CSV, JSONL or Parquet) whose rows, by `text` and `label`, are left out of training.
+        exclude: file whose rows, by `text`, `columns` and `label`, are left out of training.
         max_leakage: share of test rows that may be in training or validation too before training is refused.
         soft_labels: where the training rows come from in place of `files`; validation and test stay what they are.
         class_weights: "balanced" weighs a row's loss by the rarity of its class; unset, every row counts the same.
