@@ -16,6 +16,13 @@ def prepare(
     text: Annotated[str, typer.Option(metavar="NAME", help="Column of the texts.")],
     label: Annotated[str, typer.Option(metavar="NAME", help="Column of the labels.")],
     task: Annotated[str, typer.Option(metavar="NAME", help="Name of the new task: letters, digits and _.")],
+    columns: Annotated[
+        str | None,
+        option(
+            "NAMES",
+            "Further columns that the model reads, such as ticker,source; ticker=Symbol renames the column Symbol.",
+        ),
+    ] = None,
     force: Annotated[bool, flag("--force", "Write over the task's files.")] = False,
     delimiter: Delimiter = None,
     encoding: Encoding = None,
@@ -31,7 +38,8 @@ def prepare(
     """
     from fintune.data.prepare import prepare
 
-    prepare(file, text, label, task, force, delimiter=delimiter, encoding=encoding)
+    columns = [name.strip() for name in columns.split(",")] if columns else ()
+    prepare(file, text, label, task, force, delimiter=delimiter, encoding=encoding, columns=columns)
 
 
 @app.command()

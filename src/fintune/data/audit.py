@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from fintune.data.load import TaskData
-from fintune.data.splits import URL, normalise
+from fintune.data.splits import URL, normalise, row_key
 from fintune.errors import UserError
 from fintune.machine import console
 from fintune.recipe.task import Task
@@ -23,7 +23,8 @@ ODD = {  # what a text holds, by a pattern that finds it
 
 def audit(task: Task, data: TaskData) -> dict:
     """Counts over all splits; near-duplicates share 0.6 of their word pairs, see fintune/data/splits.py;
-    their clusters are those of all rows, also where `train_share` leaves some out.
+    their clusters are those of all rows, also where `train_share` leaves some out. Rows with the same text and other
+    columns are no repeats, no leak and no contradiction: they are different questions.
 
     Returns:
         rows: split -> label -> rows; repeats: kind -> rows that repeat an earlier one; leaked: kind -> test rows that
@@ -31,16 +32,18 @@ def audit(task: Task, data: TaskData) -> dict:
         rows; characters: median and most of a text.
     """
     splits = {split: list(rows) for split, rows in data.splits.items()}
-    texts = [row["text"] for rows in splits.values() for row in rows]
+    rows = _flat(splits)
+    texts = [row["text"] for row in rows]
+    columns = [row_key(row)[1:] for row in rows]
     at = np.repeat(list(splits), [len(rows) for rows in splits.values()])
     keys = {
-        "exact": texts,
-        "normalised": [normalise(text) for text in texts],
-        "near": [row["cluster"] for row in _flat(splits)],
+        "exact": list(zip(texts, columns, strict=True)),
+        "normalised": [row_key(row) for row in rows],
+        "near": [(row["cluster"], *others) for row, others in zip(rows, columns, strict=True)],
     }
     labels_of = defaultdict(set)
-    for key, rows in zip(keys["normalised"], _flat(splits), strict=True):
-        labels_of[key].add(rows["label"])
+    for key, row in zip(keys["normalised"], rows, strict=True):
+        labels_of[key].add(row["label"])
     leaked = {}
     for kind, found in keys.items():
         seen = {key for key, split in zip(found, at, strict=True) if split != "test"}

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
+from fintune.data.inputs import named_columns, text_of, training_columns
 from fintune.data.rows import fault_of
 from fintune.data.splits import clusters, near_pairs
-from fintune.data.tables import check_column, read_table
+from fintune.data.tables import check_column, read_inputs, read_table
 from fintune.errors import UserError
 from fintune.recipe.task import Task
 
@@ -26,9 +27,9 @@ def soft_rows(task: Task, splits: dict[str, list[dict]], held_out: set[str]) -> 
         held_out: splits of which no row, and no near-duplicate of one, may be trained on.
 
     Returns:
-        (rows, counts): a row has `text`, `probabilities` in label id order (their sum is 1), `label` (the id of the
-        most likely one), `file`, `line` and `cluster`. Counts are `rows` of the file and, of those left out,
-        `unlabelled` (predict rejected them), `abstained` and `near_held_out`.
+        (rows, counts): a row has `text`, in a task with columns `columns`, `probabilities` in label id order (their
+        sum is 1), `label` (the id of the most likely one), `file`, `line` and `cluster`. Counts are `rows` of the file
+        and, of those left out, `unlabelled` (predict rejected them), `abstained` and `near_held_out`.
 
     Raises:
         UserError: the file is missing, lacks a column, holds a row that cannot be read, without text or with
@@ -62,14 +63,15 @@ def _read(task: Task) -> tuple[list[dict], dict[str, int]]:
     table = read_table(path, task.text_column)
     check_column(table, path, task.text_column, "`text_column: {}` in the task's YAML")
     columns = [f"{prefix}probability_{name}" for name in task.names]
-    for column in columns:
+    for column in (*task.columns, *columns):
         if table.columns.count(column) != 1:
+            needed = "the task's columns, and one" if task.columns else "one"
             raise UserError(
-                f"{path}: no column {column!r}, or several, among {str(table.columns)[:200]}; `soft_labels` needs one "
-                "for each label, by the names that `fintune predict` gives them (its --prefix is `prefix`)"
+                f"{path}: no column {column!r}, or several, among {str(table.columns)[:200]}; `soft_labels` needs "
+                f"{needed} for each label, by the names that `fintune predict` gives them (its --prefix is `prefix`)"
             )
     rows, unlabelled, abstained = [], 0, 0
-    for row in table.rows():
+    for row in read_inputs(table, named_columns(task.columns)):
         where = f"{path.name}:{row.line}"
         if row.fault:
             raise UserError(f"{where}: {row.fault}; fix or remove the row")
@@ -78,13 +80,13 @@ def _read(task: Task) -> tuple[list[dict], dict[str, int]]:
             unlabelled += 1
         elif f"{prefix}abstained" in table.columns and str(table.value(row, f"{prefix}abstained")).lower() == "true":
             abstained += 1
-        elif fault := fault_of(row.text):
+        elif fault := fault_of(text_of(row.text)):
             raise UserError(f"{where}: the text is {fault}; fix or remove the row")
         else:
             probabilities = _distribution(dict(zip(columns, values, strict=True)), where)
             label = int(probabilities.argmax())
-            place = {"file": path.name, "line": row.line}
-            rows.append({"text": row.text, "label": label, "probabilities": probabilities.tolist(), **place})
+            found = {"text": text_of(row.text), "label": label, "probabilities": probabilities.tolist()}
+            rows.append(found | {"file": path.name, "line": row.line, **training_columns(row.text, where)})
     counts = {"rows": len(rows) + unlabelled + abstained, "unlabelled": unlabelled, "abstained": abstained}
     return rows, counts
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fintune.data.inputs import Input, as_input
 from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
 from fintune.recipe.layers import read_layer
@@ -35,7 +36,7 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
         raise UserError(f"{target}: already exists; name a new folder")
     result = read_result(run_dir)
     classifier = Classifier.from_pretrained(run_dir, merge=False)
-    texts = texts_to_check(run_dir)
+    texts = inputs_to_check(run_dir)
     staging = target.with_name(target.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
 
@@ -55,15 +56,16 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
         push_to_hub(target, push)
 
 
-def texts_to_check(run_dir: Path) -> list[str]:
-    """256 texts: those of the run's test split, and where it has fewer, several of them joined."""
+def inputs_to_check(run_dir: Path) -> list[Input]:
+    """256 texts of the run's test split, and where it has fewer, several joined, with the columns of the first."""
     lines = (run_dir / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-    texts = [json.loads(line)["text"] for line in lines if line]
-    joined = (" ".join(some) for length in count(1) for some in product(texts, repeat=length))
+    rows = [json.loads(line) for line in lines if line]
+    some = (several for length in count(1) for several in product(rows, repeat=length))
+    joined = (as_input(" ".join(row["text"] for row in each), each[0].get("columns", {})) for each in some)
     return list(islice(joined, ROWS))
 
 
-def compare(classifier: Classifier, folder: Path, texts: list[str], expected: np.ndarray) -> dict:
+def compare(classifier: Classifier, folder: Path, texts: list[Input], expected: np.ndarray) -> dict:
     """Label the texts with what was written, read again as anyone would; the classifier then holds that model.
 
     Args:

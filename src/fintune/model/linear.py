@@ -3,6 +3,8 @@
 TF-IDF is the yardstick of every other run too; see fintune/scoring/simple.py.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
@@ -14,6 +16,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import FunctionTransformer
 
+from fintune.data.inputs import Input, columns_of, text_of
 from fintune.data.splits import URL
 from fintune.model.embedding import Embedder, load_embedder
 from fintune.model.load import model_summary
@@ -55,17 +58,37 @@ class LinearArguments(RunArguments):
             raise ValueError("linear_model: embedding needs a model_name_or_path, and no other takes one")
 
 
-def build_features(args: LinearArguments, base: str | None, texts: list[str]):
-    """What turns texts into a classifier's input, by its `transform`; TF-IDF learns its words from the training texts.
+def build_features(args: LinearArguments, base: str | None, inputs: Sequence[Input]):
+    """What `transformed` takes; TF-IDF learns its words from these inputs, of the training rows.
 
     Args:
         base: where the encoder of an embedding is.
     """
     if args.linear_model == "embedding":
+        texts = [text_of(given) for given in inputs]
         return load_embedder(base, args.model_revision, args.max_length, texts, progress="embedding")
     if args.linear_model == "tfidf":
-        return word_features(args.ngram_max).fit(texts)
+        return word_features(args.ngram_max).fit([as_words(given) for given in inputs])
     return FunctionTransformer()  # the texts as they are: the commonest label does not look at them
+
+
+def transformed(features, inputs: Sequence[Input]):
+    """What a classifier takes, by the features of `build_features`."""
+    return features.transform(inputs if isinstance(features, Embedder) else [as_words(given) for given in inputs])
+
+
+def as_words(given: Input) -> str:
+    """A text alone as it is. With columns, after it and for each: the value, and every word joined to that value.
+
+    A linear model adds up what its features say. So that "takes over" can be good news for one ticker and bad for
+    another, "takes_ticker_aapl over_ticker_aapl" are features beside "takes over".
+    """
+    parts = [text_of(given)]
+    for name, value in columns_of(given).items():
+        mark = re.sub(r"\W+", "_", f"_{name}_{value}")
+        words = [match[1] + mark for match in re.finditer(WORD, parts[0].lower()) if match[1]]
+        parts.append(" ".join([mark, *words]))
+    return "\n".join(parts)
 
 
 def build_classifier(args: LinearArguments, C: float | None, class_weights: str | None):

@@ -53,6 +53,8 @@ def identity(overrides: dict, task: Task, data_sha256: str, weights: str | None 
         found["soft_labels"] = [_file_hash(task.soft_labels.path), task.soft_labels.prefix]
     if task.exclude:
         found["exclude"] = _file_hash(task.exclude)
+    if task.columns:  # a key of these tasks alone: runs on texts keep the identity that they have
+        found["columns"] = list(task.columns)
     if weights:
         found["weights"] = weights
     if overrides.get("script") in (None, "train_sft.py", "evaluate.py"):  # the other scripts read no prompt

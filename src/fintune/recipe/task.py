@@ -45,12 +45,13 @@ class Task:
         labels: value in the data file -> name that the model answers with, in the order of the label ids.
         files: split -> file. `all` is split into train, validation and test; a missing validation is split off train.
         template: the user turn, a Jinja file.
+        columns: columns of the files that a model reads beside the text; the template uses each by its name.
         sample: invented rows that stand in where neither mirror nor Hub is there, for models that need no download.
         split: seed, and shares of what is split off.
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
         train_share: share of the training rows that is trained on: of each class, chosen by hash, so that a
             smaller share lies within a larger one. Validation and test stay whole.
-        exclude: file (CSV, JSONL or Parquet) whose rows, by `text` and `label`, are left out of training.
+        exclude: file whose rows, by `text`, `columns` and `label`, are left out of training.
         max_leakage: share of test rows that may be in training or validation too before training is refused.
         soft_labels: where the training rows come from in place of `files`; validation and test stay what they are.
         class_weights: "balanced" weighs a row's loss by the rarity of its class; unset, every row counts the same.
@@ -67,6 +68,7 @@ class Task:
     sample: dict[str, DataFile] = field(default_factory=dict)
     text_column: str = "text"
     label_column: str = "label"
+    columns: list[str] = field(default_factory=list)
     split: dict[str, float] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
     train_share: float = 1.0
@@ -88,6 +90,9 @@ class Task:
 
 
 TASK_KEYS = [f.name for f in fields(Task)]
+RESERVED = ("text", "texts", "label", "labels")  # what a template, a request or a labelled file calls something else
+RESERVED += ("split", "file", "line", "prediction", "clean")  # and what lists of predictions or suspects do
+RESERVED += ("probability", "likely", "likely_probability", "why")
 SPLIT_DEFAULTS = {"seed": 42, "validation": 0.1, "test": 0.1}
 
 
@@ -144,6 +149,8 @@ def make_task(values: dict, where: str) -> Task:
                 f"{where}: `labels` maps {value!r} to {name!r}, which is what the file calls another label; swap the "
                 "names back, or rename them"
             )
+    values["columns"] = columns = values.get("columns") or []
+    check_column_names(columns, where, values.get("text_column", "text"), values.get("label_column", "label"))
     for key in ("files", "sample"):
         if not isinstance(values.get(key, {}), dict):
             raise UserError(
@@ -185,6 +192,36 @@ def make_task(values: dict, where: str) -> Task:
     return Task(**values)
 
 
+def check_column_names(columns: object, where: str, *others: str) -> None:
+    """Refuse `columns` that a template cannot name.
+
+    Args:
+        others: the columns of the text and of the label.
+
+    Raises:
+        UserError: it is no list of different names, or a name is taken.
+    """
+    import jinja2.meta
+
+    if not isinstance(columns, list) or len({str(name) for name in columns}) < len(columns):
+        raise UserError(
+            f"{where}: `columns` is {columns!r}; list different columns of the files, as in [ticker, source]"
+        )
+    environment = jinja2.Environment()
+    taken = (*RESERVED, *others)
+    for name in columns:
+        try:
+            variables = jinja2.meta.find_undeclared_variables(environment.parse(f"{{{{ {name} }}}}"))
+        except jinja2.TemplateSyntaxError:
+            variables = set()
+        if not isinstance(name, str) or variables != {name} or name in taken:
+            why = "which is taken" if name in taken else "which no template can name"
+            raise UserError(
+                f"{where}: `columns` lists {name!r}, {why}; give it another name there, such as ticker "
+                "(`fintune prepare --columns ticker=COLUMN` does)"
+            )
+
+
 def _data_file(spec: object, where: str) -> DataFile:
     known = [f.name for f in fields(DataFile)]
     if isinstance(spec, str):
@@ -206,7 +243,7 @@ def _soft_labels(spec: object, where: str) -> SoftLabels:
 
 def task_yaml(task: Task) -> dict:
     """The keys of a task as a YAML holds them, without the unset ones."""
-    values = {key: value for key, value in asdict(task).items() if value not in (None, {})}
+    values = {key: value for key, value in asdict(task).items() if value not in (None, {}, [])}
     for key in ("train_share", "max_leakage"):  # at their defaults they would tell runs apart that are alike
         if values[key] == Task.__dataclass_fields__[key].default:
             del values[key]

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fintune.data.inputs import as_input
 from fintune.files import write_text
 from fintune.recipe.layers import TINY
 
@@ -43,6 +44,8 @@ def write_card(
     path = Path(base).is_absolute() or base.startswith((".", "~"))  # maybe of another machine
     # a path would tell of this machine, and help nobody else
     local = base in (TINY, linear) or path or Path(base).is_dir()
+    columns = result["data"].get("columns", [])
+    marked = as_input("HEADLINE", {name: f"<{name}>" for name in columns})
     card_data = ModelCardData(
         model_name=result["name"],
         base_model=None if local else base,
@@ -65,7 +68,10 @@ def write_card(
         base=Path(base).name if local else base,
         local=local,
         example="Alder raised its dividend again",
-        turn=repr(encoder.turn("HEADLINE")) if causal else None,
+        columns=columns,
+        example_columns={name: name.upper() for name in columns},
+        pair="; ".join(f"{name}: {name.upper()}" for name in columns),  # as `EncoderInput` writes them
+        turn=repr(encoder.turn(marked)) if causal else None,
         answer_tokens=max(map(len, encoder.label_ids)) if causal else None,
         quoted_revision=repr(recipe.get("model_revision")),
         max_length=encoder.max_length,

@@ -31,7 +31,7 @@ def make_result(recipe: Recipe, data: TaskData, metrics: dict, split: str = "tes
         "name": recipe.name,
         "script": recipe.script,
         "identity": recipe.identity(data.sha256),
-        "data": data.summary() | {"license": licence, "labels": task.names},
+        "data": data.summary() | {"license": licence, "labels": task.names, "columns": task.columns},
         "split": split,
         split: metrics,
         "paper": {"row": row, "accuracy": paper.get(row), "table": paper} if paper else None,

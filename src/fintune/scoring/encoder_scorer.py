@@ -1,11 +1,13 @@
 """Label probabilities of an encoder with a classification head."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 
+from fintune.data.inputs import Input
 from fintune.model.encoder import EncoderInput
 
 
@@ -21,22 +23,22 @@ class EncoderScorer:
         return self.model.dtype == torch.float32
 
     @torch.no_grad()
-    def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
-        """(texts, labels) probabilities in float64, in the order of `texts` and of the label ids.
+    def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
+        """(texts, labels) probabilities in float64, in the order of `inputs` and of the label ids.
 
         Args:
             progress: title of a progress bar; None shows none.
         """
-        scores = np.empty((len(texts), self.model.config.num_labels))
+        scores = np.empty((len(inputs), self.model.config.num_labels))
         training = self.model.training
         self.model.eval()
-        for places, batch in self.encoder.batches(texts, self.model.device, progress):
+        for places, batch in self.encoder.batches(inputs, self.model.device, progress):
             logits = self.model(**batch).logits
             scores[places] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
         self.model.train(training)
         return scores
 
-    def further_metrics(self, texts: list[str]) -> dict:
+    def further_metrics(self, inputs: Sequence[Input]) -> dict:
         """Empty: an encoder can only answer with a label."""
         return {}
 

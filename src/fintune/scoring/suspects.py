@@ -18,11 +18,12 @@ from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 
 from fintune.data.csv_file import write_csv
+from fintune.data.inputs import Input, as_input
 from fintune.data.load import TaskData
-from fintune.data.splits import near_pairs, normalise
+from fintune.data.splits import near_pairs, normalise, row_key
 from fintune.errors import UserError
 from fintune.files import write_text
-from fintune.model.linear import LinearArguments, build_classifier, build_features
+from fintune.model.linear import LinearArguments, build_classifier, build_features, transformed
 from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
 from fintune.recipe.task import Task
@@ -67,9 +68,10 @@ class Suspect:
     @property
     def cells(self) -> tuple:
         """Its row of the CSV."""
-        place = (self.row["split"], self.row["file"], self.row["line"], self.row["text"])
+        place = (self.row["split"], self.row["file"], self.row["line"])
+        read = (self.row["text"], *self.row.get("columns", {}).values())
         given, likely = (self.label, f"{self.probability:.4f}"), (self.likely, f"{self.likely_probability:.4f}")
-        return (*place, *given, *likely, self.why)
+        return (*place, *read, *given, *likely, self.why)
 
 
 def read_encoder(task: Path, recipe: Path) -> tuple[str, LinearArguments]:
@@ -113,25 +115,26 @@ def folds(task: Task, rows: list[dict]) -> np.ndarray:
 
 
 def cross_fitted(
-    args: LinearArguments, texts: list[str], labels: np.ndarray, fold: np.ndarray, test: np.ndarray
+    args: LinearArguments, inputs: list[Input], labels: np.ndarray, fold: np.ndarray, test: np.ndarray
 ) -> np.ndarray:
     """(texts, labels) probabilities, each row's by a model that was fitted on the other folds without their test rows.
 
     Args:
         args: of TF-IDF, or of `read_encoder`. Of its `C` the one of least log-loss over the other rows is kept.
+        inputs: what the models are asked about each row.
         fold: (texts,) of `folds`.
         test: (texts,) bool, the rows of the test split.
     """
-    found = {C: np.empty((len(texts), labels.max() + 1)) for C in args.C}
+    found = {C: np.empty((len(inputs), labels.max() + 1)) for C in args.C}
     if args.linear_model == "embedding":  # frozen: the same whatever it is fitted on
-        states = build_features(args, args.model_name_or_path, texts).transform(texts)
+        states = transformed(build_features(args, args.model_name_or_path, inputs), inputs)
     for number in range(FOLDS):
         inside, others = fold == number, (fold != number) & ~test
         if args.linear_model == "embedding":
             known, held_out = states[others], states[inside]
         else:
-            features = build_features(args, None, list(compress(texts, others)))
-            known, held_out = (features.transform(list(compress(texts, part))) for part in (others, inside))
+            features = build_features(args, None, list(compress(inputs, others)))
+            known, held_out = (transformed(features, list(compress(inputs, part))) for part in (others, inside))
         for C, probabilities in found.items():
             classifier = build_classifier(args, C, None).fit(known, labels[others])
             probabilities[inside] = classifier.predict_proba(held_out)
@@ -139,7 +142,7 @@ def cross_fitted(
 
 
 def contradictions(rows: list[dict], predicted: np.ndarray, own: np.ndarray) -> dict[int, list[int]]:
-    """Index of a row -> rows of another label whose text is nearly the same, the numbers in it too.
+    """Index of a row -> rows of another label whose text is nearly the same, with the same numbers and columns.
 
     Of such a pair the row whose label is less likely is given, once. Where the models tell the two apart (`profit
     rose`, `profit fell`) there is no contradiction. Of a test row and another one it is the test row.
@@ -150,7 +153,8 @@ def contradictions(rows: list[dict], predicted: np.ndarray, own: np.ndarray) -> 
     """
     one, other = near_pairs([row["text"] for row in rows], mask_digits=False)
     labels = np.array([row["label"] for row in rows])
-    alike = (predicted[one] == predicted[other]) & (labels[one] != labels[other])
+    asked = np.unique([repr(row_key(row)[1:]) for row in rows], return_inverse=True)[1]  # about the same columns
+    alike = (predicted[one] == predicted[other]) & (labels[one] != labels[other]) & (asked[one] == asked[other])
     test = np.array([row["split"] == "test" for row in rows])
     less = (own[one] < own[other]) | ((own[one] == own[other]) & (one < other))
     less = np.where(test[one] == test[other], less, test[one])
@@ -201,13 +205,15 @@ def report(task: Task, data: TaskData, path: Path, encoder: tuple[str, LinearArg
         UserError: as `folds`.
     """
     rows = all_rows(data)
-    texts, labels, fold = [row["text"] for row in rows], np.array([row["label"] for row in rows]), folds(task, rows)
+    inputs = [as_input(row["text"], row.get("columns", {})) for row in rows]
+    labels, fold = np.array([row["label"] for row in rows]), folds(task, rows)
     test = np.array([row["split"] == "test" for row in rows])
     models = {"TF-IDF": LinearArguments(linear_model="tfidf")} | dict([encoder] if encoder else [])
-    probabilities = np.mean([cross_fitted(args, texts, labels, fold, test) for args in models.values()], axis=0)
+    probabilities = np.mean([cross_fitted(args, inputs, labels, fold, test) for args in models.values()], axis=0)
     found = find_suspects(task, rows, probabilities)
 
-    header = ("split", "file", "line", "text", "label", "probability", "likely", "likely_probability", "why")
+    header = ("split", "file", "line", "text", *task.columns)
+    header += ("label", "probability", "likely", "likely_probability", "why")
     content = io.StringIO()
     write_csv(content, [header, *(each.cells for each in found)])
     write_text(path, content.getvalue())

@@ -21,7 +21,7 @@ from transformers import (
     TrainingArguments,
 )
 
-from fintune.data.load import TaskData
+from fintune.data.load import TaskData, inputs_of
 from fintune.errors import UserError
 from fintune.model.load import is_sharded
 from fintune.model.prompt import Prompt
@@ -44,7 +44,7 @@ class ScoreValidation(TrainerCallback):
     def on_evaluate(self, args, state, control, model, metrics, **kwargs):
         if is_sharded(self.trainer):  # scoring calls layers by itself, past the hooks that gather their weights
             return
-        probabilities = LabelScorer(model, self.prompt).probabilities(self.rows["text"])
+        probabilities = LabelScorer(model, self.prompt).probabilities(inputs_of(self.rows))
         correct = probabilities.argmax(axis=1) == self.rows["label"]
         metrics["eval_accuracy"] = float(correct.mean())
         self.trainer.log({"eval_accuracy": metrics["eval_accuracy"]})
@@ -162,7 +162,7 @@ class CurveWatch(TrainerCallback):
         if self.prompt is None or is_sharded(self.trainer):
             return
         rows = self.data.splits["validation"].select(range(min(ROWS, len(self.data.splits["validation"]))))
-        answers = greedy_label_rate(model, self.prompt, rows["text"][:8])
+        answers = greedy_label_rate(model, self.prompt, inputs_of(rows)[:8])
         thought = answers.get("first_miss", "").partition("<think>")[2]
         if thought.replace("<think>", "").strip():  # words after it, where an untrained model only repeats a token
             self.say(
@@ -175,10 +175,10 @@ class CurveWatch(TrainerCallback):
 
     def _compare_noise(self, model: PreTrainedModel, rows, alpha: float) -> None:
         """Exact McNemar test of the answers with noise against those without."""
-        labels = rows["label"]
-        plain = LabelScorer(model, self.prompt).probabilities(rows["text"]).argmax(axis=1) == labels
-        with noisy(model, alpha, mean(map(len, self.prompt.encode(rows["text"])))):
-            noised = LabelScorer(model, self.prompt).probabilities(rows["text"]).argmax(axis=1) == labels
+        inputs, labels = inputs_of(rows), rows["label"]
+        plain = LabelScorer(model, self.prompt).probabilities(inputs).argmax(axis=1) == labels
+        with noisy(model, alpha, mean(map(len, self.prompt.encode(inputs)))):
+            noised = LabelScorer(model, self.prompt).probabilities(inputs).argmax(axis=1) == labels
         lost, won = int((plain & ~noised).sum()), int((noised & ~plain).sum())
         if lost > won and binomtest(lost, lost + won).pvalue < 0.05:
             self.say(

@@ -209,10 +209,10 @@ def _log(run, recipe: Recipe, result: dict, predictions: list[dict], figures: di
     config = {"recipe": dump_recipe(recipe), "data": result["data"], "base": result["model"]}
     config["machine"] = result["machine"]  # the commit too
     run.config.update(config, allow_val_change=True)
-    columns = ["file", "line", *(["text"] if task.log_texts else []), "label", "prediction", "clean", *task.names]
-    table = wandb.Table(
-        columns=columns, data=[[{**row, **row["probabilities"]}[column] for column in columns] for row in predictions]
-    )
+    texts = ["text", *task.columns] if task.log_texts else []
+    columns = ["file", "line", *texts, "label", "prediction", "clean", *task.names]
+    flat = [{**row, **row.get("columns", {}), **row["probabilities"]} for row in predictions]
+    table = wandb.Table(columns=columns, data=[[row[column] for column in columns] for row in flat])
     if run.settings.mode == "online":
         _ask()  # for the answer to a table W&B would wait without end
     charts = _charts(task.names, result[split]["per_class"], predictions) | {"predictions": table}
