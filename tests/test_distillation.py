@@ -209,7 +209,9 @@ def test_a_bad_row_is_named_before_a_model_loads(column, value, message, task_fo
 
 def test_a_file_that_cannot_be_meant_is_refused(task_folder):
     rows = answered(UNSURE)
-    with pytest.raises(UserError, match=r"column 'x_probability_Up' is missing from .* \(its --prefix is `prefix`\)"):
+    with pytest.raises(
+        UserError, match=r"no column 'x_probability_Up', or several, among .* \(its --prefix is `prefix`\)"
+    ):
         teach(rows, soft_labels="{path: taught.csv, prefix: x_}")
     with pytest.raises(UserError, match=r"gone.csv: no such file; write it by `fintune predict`"):
         teach(rows, soft_labels="gone.csv")
@@ -222,6 +224,8 @@ def test_a_file_that_cannot_be_meant_is_refused(task_folder):
         teach([row for row in rows if float(row[COLUMNS[2]]) < 0.5])
     with pytest.raises(UserError, match="`class_weights` weighs hard labels; take it out, or `soft_labels`"):
         teach(rows, class_weights="balanced")
+    with pytest.raises(UserError, match="`exclude` names rows by their label; take it out, or `soft_labels`"):
+        teach(rows, exclude="taught.csv")
 
 
 def test_what_would_have_no_effect_is_refused(task_folder):

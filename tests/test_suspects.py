@@ -251,7 +251,7 @@ def test_a_list_of_suspects_excludes_what_it_names(planted):
     [
         (None, r"listed\.csv: no such file; fix `exclude`"),
         ("text,why\na,b\n", r"listed\.csv: no column 'label' among \['text', 'why'\]"),
-        ("title,label\na,Up\n", r"column 'text' is missing"),
+        ("title,label\na,Up\n", r"listed\.csv: no column 'text' among \['title', 'label'\]"),
         ("text,label\n,Up\n", r"listed\.csv:2: text is empty; fix or remove the row"),
         ("text,label\na,Upwards\n", r"listed\.csv:2: label 'Upwards' is not among \['Up', 'Up or down', 'Down'\]"),
     ],

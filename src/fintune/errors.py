@@ -20,6 +20,7 @@ EXTRAS = {
     "bitsandbytes": "qlora",
     "sentencepiece": "baichuan",
     "google": "baichuan",  # protobuf, which sentencepiece reads model files with
+    "openpyxl": "xlsx",
     "wandb_workspaces": "report",
     "matplotlib": "ablations",
     "cleanlab": "suspects",

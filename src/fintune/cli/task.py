@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from fintune.cli.app import FORMATS, app, argument, flag, option
+from fintune.cli.app import FORMATS, Delimiter, Encoding, app, argument, flag, option
 from fintune.errors import UserError
 
 
@@ -17,6 +17,8 @@ def prepare(
     label: Annotated[str, typer.Option(metavar="NAME", help="Column of the labels.")],
     task: Annotated[str, typer.Option(metavar="NAME", help="Name of the new task: letters, digits and _.")],
     force: Annotated[bool, flag("--force", "Write over the task's files.")] = False,
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
 ) -> None:
     """Make a task from a file of labelled texts.
 
@@ -29,7 +31,7 @@ def prepare(
     """
     from fintune.data.prepare import prepare
 
-    prepare(file, text, label, task, force)
+    prepare(file, text, label, task, force, delimiter=delimiter, encoding=encoding)
 
 
 @app.command()

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from fintune.data.rows import fault_of, kind_of
+from fintune.data.rows import fault_of
+from fintune.data.tables import read_table
 from fintune.errors import UserError
 from fintune.recipe.task import Task
 
@@ -33,9 +34,10 @@ def without_excluded(task: Task, rows: dict[str, list[dict]]) -> list[dict]:
 def _listed(task: Task, path: Path) -> set[tuple[str, int]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; fix `exclude` in the task's YAML, or take it out")
-    table = kind_of(path)(path, "text")
-    if "label" not in table.columns:
-        raise UserError(f"{path}: no column 'label' among {list(table.columns)[:20]}; `exclude` needs text and label")
+    table = read_table(path, "text")
+    for column in ("text", "label"):
+        if table.columns.count(column) != 1:
+            raise UserError(f"{path}: no column {column!r} among {table.columns[:20]}; `exclude` needs text and label")
     listed = set()
     for row in table.rows():
         if fault := row.fault or fault_of(row.text):

@@ -1,8 +1,6 @@
 """Rows of a task, from file to splits: every row is read, checked and counted, none is dropped."""
 
-import csv
 import hashlib
-import io
 import os
 import time
 import zipfile
@@ -16,9 +14,11 @@ from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFound
 from sklearn.utils.class_weight import compute_class_weight
 
 from fintune.data.exclude import without_excluded
-from fintune.data.rows import how_often
+from fintune.data.rows import EMPTY_LINE, fault_of
 from fintune.data.soft_labels import soft_rows
 from fintune.data.splits import normalise, share_rows, split_rows
+from fintune.data.tables import check_column, read_table
+from fintune.data.text_file import TextFile
 from fintune.errors import UserError
 from fintune.machine import hub_reachable
 from fintune.recipe.task import DataFile, Task
@@ -197,18 +197,9 @@ def _checked(file: DataFile, content: bytes, where: str) -> bytes:
 
 def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
     name = Path(file.path).name
-    try:
-        text = content.decode(file.encoding)
-    except LookupError as error:
-        raise UserError(f"{name}: encoding {file.encoding!r} is unknown; take one that Python knows") from error
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name}:{line}: not {file.encoding} ({error.reason}); convert it, or set `encoding`"
-        ) from error
-    read = _read_at_lines if name.endswith(".txt") else _read_csv
+    read = _read_at_lines if name.endswith(".txt") else _read_table
     ids, rows = task.label_ids, []
-    for line, row_text, value in read(task, text, name):
+    for line, row_text, value in read(task, file, content, name):
         if not row_text.strip():
             raise UserError(f"{name}:{line}: the text is empty; every row needs one, so fix or remove the row")
         if value.strip() not in ids:
@@ -223,10 +214,12 @@ def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
     return rows
 
 
-def _read_at_lines(task: Task, text: str, name: str):
+def _read_at_lines(task: Task, file: DataFile, content: bytes, name: str):
     """Financial PhraseBank's own format, `text@label`; not splitlines(), which also splits at U+0085 and U+2028."""
-    for line, row in enumerate(text.split("\n"), start=1):
-        row = row.removesuffix("\r")
+    for line, row, fault in TextFile(Path(name), content, stated_encoding(file), strict=True).lines():
+        row = row.rstrip("\r\n")
+        if fault:
+            raise UserError(f"{name}:{line}: {fault}; fix the row")
         if row:
             if "@" not in row:
                 raise UserError(f"{name}:{line}: no `@` between text and label in {row[:60]!r}; fix the row")
@@ -234,23 +227,21 @@ def _read_at_lines(task: Task, text: str, name: str):
             yield line, row_text, value
 
 
-def _read_csv(task: Task, text: str, name: str):
-    """Cells stay text: \"NA\" and \"007\" are headlines like any other, where pandas would read a gap and a 7."""
-    reader, start = csv.reader(io.StringIO(text, newline=""), strict=True), 1
-    csv.field_size_limit(len(text) + 1)
-    try:
-        header = next(reader, [])
-        columns = {}
-        for column in (task.text_column, task.label_column):
-            if header.count(column) != 1:
-                raise UserError(f"{name}: column {column!r} {how_often(header.count(column))} the header {header}")
-            columns[column] = header.index(column)
-        start = reader.line_num + 1
-        for row in reader:
-            if row and len(row) != len(header):
-                raise UserError(f"{name}:{start}: {len(row)} cells where the header has {len(header)}; fix the row")
-            if row:
-                yield start, row[columns[task.text_column]], row[columns[task.label_column]]
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{name}:{start}: {error}; the row that starts there is not valid CSV") from error
+def _read_table(task: Task, file: DataFile, content: bytes, name: str):
+    """Cells of text files stay text: \"NA\" and \"007\" are headlines like any other; empty lines are none."""
+    table = read_table(Path(name), task.text_column, content, encoding=stated_encoding(file), strict=True)
+    for column, key in ((task.text_column, "text_column"), (task.label_column, "label_column")):
+        check_column(table, Path(name), column, f"`{key}: {{}}` in the task's YAML", texts=key == "text_column")
+    for row in table.rows():
+        if row.fault == EMPTY_LINE:
+            continue
+        fault = row.fault or fault_of(row.text)
+        if fault not in (None, "empty"):  # of which the caller says what is needed
+            raise UserError(f"{name}:{row.line}: {fault}; fix the row")
+        value = table.value(row, task.label_column)
+        yield row.line, row.text, "" if value is None else str(value)
+
+
+def stated_encoding(file: DataFile) -> str | None:
+    """A file's encoding where its task states one: its default is what is found out anyway."""
+    return None if file.encoding == "utf-8-sig" else file.encoding

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fintune.data.rows import fault_of, how_often, kind_of
+from fintune.data.rows import fault_of
 from fintune.data.splits import clusters, near_pairs
+from fintune.data.tables import check_column, read_table
 from fintune.errors import UserError
 from fintune.recipe.task import Task
 
@@ -58,13 +59,14 @@ def _read(task: Task) -> tuple[list[dict], dict[str, int]]:
     path, prefix = Path(task.soft_labels.path), task.soft_labels.prefix
     if not path.is_file():
         raise UserError(f"{path}: no such file; write it by `fintune predict`, or fix `soft_labels`")
-    table = kind_of(path)(path, task.text_column)
+    table = read_table(path, task.text_column)
+    check_column(table, path, task.text_column, "`text_column: {}` in the task's YAML")
     columns = [f"{prefix}probability_{name}" for name in task.names]
     for column in columns:
-        if (count := table.columns.count(column)) != 1:
+        if table.columns.count(column) != 1:
             raise UserError(
-                f"{path}: column {column!r} {how_often(count)} its columns {str(table.columns)[:200]}; `soft_labels` "
-                "needs one for each label, by the names that `fintune predict` gives them (its --prefix is `prefix`)"
+                f"{path}: no column {column!r}, or several, among {str(table.columns)[:200]}; `soft_labels` needs one "
+                "for each label, by the names that `fintune predict` gives them (its --prefix is `prefix`)"
             )
     rows, unlabelled, abstained = [], 0, 0
     for row in table.rows():

@@ -49,10 +49,10 @@ def identity(overrides: dict, task: Task, data_sha256: str, weights: str | None 
     found["labels"] = [list(label) for label in task.labels.items()]  # a list: their order is that of the label ids
     found["encodings"] = [file.encoding for _, file in sorted(task.files.items())]
     found["data"] = data_sha256
-    if task.exclude:
-        found["exclude"] = _file_hash(task.exclude)
     if task.soft_labels:
         found["soft_labels"] = [_file_hash(task.soft_labels.path), task.soft_labels.prefix]
+    if task.exclude:
+        found["exclude"] = _file_hash(task.exclude)
     if weights:
         found["weights"] = weights
     if overrides.get("script") in (None, "train_sft.py", "evaluate.py"):  # the other scripts read no prompt

@@ -178,6 +178,8 @@ def make_task(values: dict, where: str) -> Task:
         values["soft_labels"] = _soft_labels(values["soft_labels"], where)
         if values.get("class_weights"):
             raise UserError(f"{where}: `class_weights` weighs hard labels; take it out, or `soft_labels`")
+        if values.get("exclude"):
+            raise UserError(f"{where}: `exclude` names rows by their label; take it out, or `soft_labels`")
     if values.get("hub") and not values.get("revision"):
         raise UserError(f"{where}: `hub: {values['hub']}` has no `revision`; pin the commit it was read at")
     return Task(**values)

@@ -15,7 +15,6 @@ from fintune import machine
 from fintune.data.load import TaskData
 from fintune.files import hashes, write_json, write_text
 from fintune.recipe.recipe import Recipe, dump_recipe
-from fintune.recipe.task import DataFile, SoftLabels
 from fintune.results.card import INVENTED, write_card
 from fintune.results.verify import SCHEMA
 from fintune.scoring.scorer import Scorer
@@ -63,9 +62,14 @@ def save_run(recipe: Recipe, result: dict, predictions: list[dict], scorer: Scor
     task, template = recipe.task, Path(recipe.task.template)
     if template.is_file():  # a linear model and an encoder need none
         write_text(staging / "template.jinja", template.read_text(encoding="utf-8"))
-    paths = [{split: _seen_from(folder, file) for split, file in named.items()} for named in (task.files, task.sample)]
-    soft_labels = task.soft_labels and _seen_from(folder, task.soft_labels)
-    task = replace(task, template="template.jinja", files=paths[0], sample=paths[1], soft_labels=soft_labels)
+    task = replace(
+        task,
+        template="template.jinja",
+        files={split: replace(file, path=_seen_from(folder, file.path)) for split, file in task.files.items()},
+        sample={split: replace(file, path=_seen_from(folder, file.path)) for split, file in task.sample.items()},
+        soft_labels=task.soft_labels and replace(task.soft_labels, path=_seen_from(folder, task.soft_labels.path)),
+        exclude=task.exclude and _seen_from(folder, task.exclude),
+    )
     write_text(staging / "recipe.yaml", dump_recipe(replace(recipe, task=task, overrides=overrides)))
     (staging / "README.md").unlink(missing_ok=True)  # PEFT's
     result = result | {"files": hashes(staging)}  # without the card, which its owner may edit
@@ -80,11 +84,11 @@ def save_run(recipe: Recipe, result: dict, predictions: list[dict], scorer: Scor
     staging.rmdir()
 
 
-def _seen_from(folder: Path, file: DataFile | SoftLabels) -> DataFile | SoftLabels:
-    """A file of a task by its path from a run's folder, where both lie in the checkout and so are moved together."""
-    here, path = Path.cwd(), Path(file.path)
-    inside = path.is_absolute() and path.is_relative_to(here) and folder.resolve().is_relative_to(here)
-    return replace(file, path=os.path.relpath(path, folder.resolve())) if inside else file
+def _seen_from(folder: Path, path: str) -> str:
+    """A path from a run's folder, where both lie in the checkout and so are moved together."""
+    here = Path.cwd()
+    inside = Path(path).is_absolute() and Path(path).is_relative_to(here) and folder.resolve().is_relative_to(here)
+    return os.path.relpath(path, folder.resolve()) if inside else path
 
 
 def save_result(folder: Path, result: dict, predictions: list[dict], suffix: str = "") -> None:

@@ -19,8 +19,8 @@ from cleanlab.filter import find_label_issues
 from sklearn.metrics import log_loss
 from sklearn.model_selection import StratifiedGroupKFold
 
+from fintune.data.csv_file import write_csv
 from fintune.data.load import TaskData
-from fintune.data.rows import write_csv
 from fintune.data.splits import near_pairs, normalise
 from fintune.errors import UserError
 from fintune.files import write_text

@@ -99,7 +99,8 @@ def interruptible(trainer: Trainer, manifest: CheckpointManifest) -> Iterator[No
     def flag(signum, frame):
         manifest.signum = signum
         signal.signal(signum, signal.SIG_DFL)
-        print(f"\n{signal.Signals(signum).name}: saving after this step; a second signal stops at once", flush=True)
+        step = trainer.state.global_step + 1
+        print(f"\n{signal.Signals(signum).name}: saving after step {step}; a second signal stops at once", flush=True)
 
     before = {signum: signal.signal(signum, flag) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
