@@ -146,11 +146,11 @@ def test_test_labels_change_nothing_that_is_said_of_other_rows(planted):
     rows = suspects.all_rows(load_data(task))
     rows[0], rows[-1] = rows[0] | {"split": "train"}, rows[0] | {"split": "test", "line": 999}  # the same text twice
     test = np.array([row["split"] == "test" for row in rows])
-    texts, fold = [row["text"] for row in rows], suspects.folds(task, rows)
-    assert fold[0] == fold[-1]
+    texts = [row["text"] for row in rows]
 
     def said(rows: list[dict]) -> tuple[list, set]:
-        labels = np.array([row["label"] for row in rows])
+        labels, fold = np.array([row["label"] for row in rows]), suspects.folds(task, rows)
+        assert fold[0] == fold[-1]
         tfidf = LinearArguments(linear_model="tfidf")
         probabilities = suspects.cross_fitted(tfidf, texts, labels, fold, test)
         found = suspects.find_suspects(task, rows, probabilities)
@@ -192,8 +192,15 @@ def test_what_cannot_be_done_is_said_before_the_rows_are_read(task_folder):
         command(["audit", "data/toy.yaml", "--suspects", "kept.csv"])
     with pytest.raises(UserError, match="only looks for suspects"):
         command(["audit", "data/toy.yaml", "--encoder", "small.yaml"])
-    rows = [{"label": label, "cluster": 0 if label == 1 else number} for label in (0, 1, 2) for number in range(20)]
-    with pytest.raises(UserError, match=r"toy: 1 rows of class Up or down differ by more .* 5 folds need one each"):
+    rows = [
+        {"split": "train", "label": label, "cluster": 0 if label == 1 else number}
+        for label in (0, 1, 2)
+        for number in range(20)
+    ]
+    rows += [{"split": "test", "label": 1, "cluster": number} for number in range(20)]  # nothing is fitted on these
+    with pytest.raises(
+        UserError, match=r"toy: 1 rows of class Up or down outside the test split differ .* need one each"
+    ):
         suspects.folds(read_task(task_folder / "data/toy.yaml"), rows)
 
 

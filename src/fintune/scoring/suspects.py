@@ -1,9 +1,11 @@
 """Labels that are likely wrong: rows that a near-duplicate contradicts, and rows that models predict otherwise.
 
-The models are linear, and none saw the rows that it predicts, a near-duplicate of them, or a test row. What is said of
-other rows does not depend on test labels, so that leaving suspects out of training stays honest. Confident learning
-(Northcutt et al., https://arxiv.org/abs/1911.00068), by cleanlab, says how many rows of a class are wrong and which:
-it takes as certain a probability above the class's own mean, so a class that is hard does not fill the list.
+The models are linear, and none saw the rows that it predicts, nor a near-duplicate of them. What is said of other rows
+does not depend on the labels of test rows, so that a run without suspects can be scored on these.
+
+Confident learning (Northcutt et al., https://arxiv.org/abs/1911.00068), by cleanlab, says how many rows of a class are
+wrong and which: it takes as certain a probability above the class's own mean, so a class that is hard does not fill
+the list.
 """
 
 import io
@@ -93,23 +95,28 @@ def all_rows(data: TaskData) -> list[dict]:
     return [row | {"split": split} for split, rows in data.splits.items() for row in rows]
 
 
+def in_test(rows: list[dict]) -> np.ndarray:
+    """(rows,) bool, those of the test split."""
+    return np.array([row["split"] == "test" for row in rows])
+
+
 def folds(task: Task, rows: list[dict]) -> np.ndarray:
-    """(rows,) fold of each: stratified by label, whole clusters of near-duplicates.
+    """(rows,) fold of each: whole clusters of near-duplicates, stratified by label, the test rows as one class.
 
     Raises:
-        UserError: a class has too few rows that differ.
+        UserError: a class has too few rows outside the test split that differ.
     """
-    labels, groups = np.array([row["label"] for row in rows]), [row["cluster"] for row in rows]
+    strata, clusters = np.where(in_test(rows), -1, [row["label"] for row in rows]), [row["cluster"] for row in rows]
     for label, name in enumerate(task.names):
-        different = len({group for group, own in zip(groups, labels, strict=True) if own == label})
+        different = len(set(compress(clusters, strata == label)))
         if different < FOLDS:
             raise UserError(
-                f"{task.task}: {different} rows of class {name} differ by more than near-duplicates do, and {FOLDS} "
-                "folds need one each; give more rows of it, or take it out of `labels`"
+                f"{task.task}: {different} rows of class {name} outside the test split differ by more than near-"
+                f"duplicates do, and {FOLDS} folds need one each; give more rows of it, or take it out of `labels`"
             )
     fold = np.empty(len(rows), dtype=int)
     splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=0)
-    for number, (_, inside) in enumerate(splitter.split(labels, labels, groups)):
+    for number, (_, inside) in enumerate(splitter.split(strata, strata, clusters)):
         fold[inside] = number
     return fold
 
@@ -155,7 +162,7 @@ def contradictions(rows: list[dict], predicted: np.ndarray, own: np.ndarray) -> 
     labels = np.array([row["label"] for row in rows])
     asked = np.unique([repr(row_key(row)[1:]) for row in rows], return_inverse=True)[1]  # about the same columns
     alike = (predicted[one] == predicted[other]) & (labels[one] != labels[other]) & (asked[one] == asked[other])
-    test = np.array([row["split"] == "test" for row in rows])
+    test = in_test(rows)
     less = (own[one] < own[other]) | ((own[one] == own[other]) & (one < other))
     less = np.where(test[one] == test[other], less, test[one])
     found = defaultdict(list)
@@ -174,7 +181,7 @@ def find_suspects(task: Task, rows: list[dict], probabilities: np.ndarray) -> li
     labels, predicted = np.array([row["label"] for row in rows]), probabilities.argmax(axis=1)
     own = probabilities[np.arange(len(rows)), labels]
     contradicted = contradictions(rows, predicted, own)
-    test = np.array([row["split"] == "test" for row in rows])
+    test = in_test(rows)
     issue = find_label_issues(labels, probabilities, n_jobs=1)  # kept of test rows alone
     issue[~test] = find_label_issues(labels[~test], probabilities[~test], n_jobs=1)
     issues = set(np.flatnonzero(issue).tolist())
@@ -207,7 +214,7 @@ def report(task: Task, data: TaskData, path: Path, encoder: tuple[str, LinearArg
     rows = all_rows(data)
     inputs = [as_input(row["text"], row.get("columns", {})) for row in rows]
     labels, fold = np.array([row["label"] for row in rows]), folds(task, rows)
-    test = np.array([row["split"] == "test" for row in rows])
+    test = in_test(rows)
     models = {"TF-IDF": LinearArguments(linear_model="tfidf")} | dict([encoder] if encoder else [])
     probabilities = np.mean([cross_fitted(args, inputs, labels, fold, test) for args in models.values()], axis=0)
     found = find_suspects(task, rows, probabilities)
@@ -218,9 +225,10 @@ def report(task: Task, data: TaskData, path: Path, encoder: tuple[str, LinearArg
     write_csv(content, [header, *(each.cells for each in found)])
     write_text(path, content.getvalue())
     kinds = Counter((bool(each.contradicting), each.predicted_otherwise) for each in found)
-    splits = ", ".join(f"{count:,} {split}" for split, count in Counter(each.row["split"] for each in found).items())
+    counts = Counter(each.row["split"] for each in found)
+    splits = ", ".join(f"{counts[split]:,} {split}" for split in data.splits)
     return (
-        f"suspects: {len(found):,} of {len(rows):,} rows ({splits or 'none'}) in {path}: {kinds[True, False]:,} "
+        f"suspects: {len(found):,} of {len(rows):,} rows ({splits}) in {path}: {kinds[True, False]:,} "
         f"contradicted by a near-duplicate, {kinds[False, True]:,} predicted otherwise, {kinds[True, True]:,} both; "
         f"{' and '.join(models)}, cross-fitted, predict {(probabilities.argmax(axis=1) == labels).mean():.1%} of the "
         "labels"
