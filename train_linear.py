@@ -8,9 +8,9 @@ The sibling of train_sft.py: same rows, splits, metrics and files. Seconds on an
 import time
 from pathlib import Path
 
-from fintune.data.load import load_data
+from fintune.data.load import inputs_of, load_data
 from fintune.errors import run
-from fintune.model.linear import LinearArguments, build_classifier, build_features, linear_summary
+from fintune.model.linear import LinearArguments, build_classifier, build_features, fit, linear_summary, transformed
 from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
 from fintune.results.folder import make_result, save_run
@@ -29,14 +29,15 @@ def main(argv: list[str]) -> None:
     base, recipe.weights = find_model(name, run_args.model_revision, run_args.wheel) if name else (None, None)
     data = load_data(task, allow_sample=name is None or Path(name).is_dir())
     train, validation = data.splits["train"], data.splits["validation"]
-    session.start(recipe, data, f"one row:\n{train[0]['text']} -> {task.names[train[0]['label']]}")
+    inputs = inputs_of(train)
+    session.start(recipe, data, f"one row:\n{inputs[0]} -> {task.names[train[0]['label']]}")
 
     # The method: features once, one fit for each C, the best on validation is kept
     started, log, best = time.perf_counter(), [], -1.0
-    features = build_features(run_args, base, train["text"])
-    known, held_out = features.transform(train["text"]), features.transform(validation["text"])
+    features = build_features(run_args, base, inputs)
+    known, held_out = transformed(features, inputs), transformed(features, inputs_of(validation))
     for C in run_args.C if run_args.linear_model != "majority" else [None]:
-        candidate = build_classifier(run_args, C, task.class_weights).fit(known, train["label"])
+        candidate = fit(build_classifier(run_args, C, task.class_weights), known, train)
         accuracy = float((candidate.predict(held_out) == validation["label"]).mean())
         log.append({"C": C, "eval_accuracy": accuracy})
         print(f"validation: accuracy {accuracy:.4f} with C {C}")

@@ -7,7 +7,7 @@ After arXiv 2512.00630. A run is YAML layered left to right, then flags, with th
 
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
-from fintune.data.load import load_data
+from fintune.data.load import inputs_of, load_data
 from fintune.errors import run
 from fintune.model.load import load_model, load_tokenizer, model_summary, peft_config, whole_model
 from fintune.model.prompt import Prompt
@@ -37,7 +37,7 @@ def main(argv: list[str]) -> None:
         if base == TINY:
             lock_folder(recipe.folder, training_args.process_index)
             base = build_tiny(
-                recipe.folder / "staging/base", task, data.splits["train"]["text"], run_args, training_args
+                recipe.folder / "staging/base", task, inputs_of(data.splits["train"]), run_args, training_args
             )
     if data.source == "sample":
         training_args.num_train_epochs = run_args.sample_epochs or training_args.num_train_epochs
@@ -73,9 +73,9 @@ def main(argv: list[str]) -> None:
     calibration = calibrate(scorer, data)
     metrics, predictions = evaluate(scorer, task, data, calibration["temperature"])
     result = make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
-    save_run(recipe, result, predictions, model, tokenizer)
+    save_run(recipe, result, predictions, scorer)
     print_result(result, recipe.folder)
-    tracking.log_result(recipe, result, predictions)
+    tracking.log_result(recipe, result, predictions, trainer)
 
 
 if __name__ == "__main__":

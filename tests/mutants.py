@@ -103,8 +103,8 @@ MUTANTS = [
     (
         "leaked rows counted as clean",
         "src/fintune/data/load.py",
-        'clean=[normalise(row["text"]) not in seen for row in rows["test"]]',
-        'clean=[row["text"] not in seen for row in rows["test"]]',
+        'clean=[row_key(row) not in seen for row in rows["test"]]',
+        'clean=[(row["text"],) not in seen for row in rows["test"]]',
         "tests/test_data.py tests/test_audit.py",
     ),
     (
@@ -124,14 +124,14 @@ MUTANTS = [
     (
         "repeated texts answered by another's scores",
         "src/fintune/deploy/answers.py",
-        "digest_size=16).digest() for text in texts]",
-        "digest_size=1).digest() for text in texts]",
+        "digest_size=16).digest() for given in inputs]",
+        "digest_size=1).digest() for given in inputs]",
         "tests/test_predict.py",
     ),
     (
         "answers of a batch handed to the wrong request",
         "src/fintune/deploy/service.py",
-        "scores[[rows[text] for text in texts_of_one]]",
+        "scores[[rows[key_of(text)] for text in texts_of_one]]",
         "scores[: len(texts_of_one)]",
         "tests/test_serve.py",
     ),

@@ -67,7 +67,9 @@ def save_tokenizer(folder, texts: list[str], template: str, name: str = "Tokeniz
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=300, special_tokens=SPECIAL))
-    tokenizer.post_processor = processors.TemplateProcessing(single=template, special_tokens=[("<s>", 2), ("</s>", 1)])
+    pair = template.replace("</s>", "</s> $B:1 </s>:1")
+    special = [("<s>", 2), ("</s>", 1)]
+    tokenizer.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=special)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         pad_token="<pad>",
@@ -210,7 +212,9 @@ def test_early_stopping_ends_and_keeps_the_best(task_folder, texts, monkeypatch)
     monkeypatch.setattr(module, "accuracy", lambda prediction: {"accuracy": next(accuracies)})
     save_run = module.save_run
     monkeypatch.setattr(
-        module, "save_run", lambda *args: (weights.append(args[3].classifier.weight.detach().clone()), save_run(*args))
+        module,
+        "save_run",
+        lambda *args: (weights.append(args[3].model.classifier.weight.detach().clone()), save_run(*args)),
     )
     flags = ["--num_train_epochs", "9", "--early_stopping_patience", "2", "--save_total_limit", "9"]
     module.main(argv(base, *flags))

@@ -344,7 +344,7 @@ def test_hostile_files_give_rows_rejections_or_one_line(tmp_path, classifier):
             try:
                 table = read_table(path, "title")
                 check_column(table, path, "title", "--text-column {}")
-                rows = answers.judge(list(table.rows()))
+                rows = answers.judge(list(table.rows()), classifier)
             except UserError as error:
                 assert "\n" not in str(error)
                 refused += 1

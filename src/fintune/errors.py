@@ -23,6 +23,7 @@ EXTRAS = {
     "openpyxl": "xlsx",
     "wandb_workspaces": "report",
     "matplotlib": "ablations",
+    "cleanlab": "suspects",
     "flash_attn": "flash",
     "liger_kernel": "liger",
     "gguf": "smollm2",

@@ -43,6 +43,13 @@ def predict(
         ),
     ] = None,
     text_column: Annotated[str, typer.Option(metavar="NAME", help="The column that is labelled.")] = "text",
+    column: Annotated[
+        list[str] | None,
+        option(
+            "NAME=COLUMN",
+            "Where the input has another name for a column that the run reads, such as ticker=Symbol; repeatable.",
+        ),
+    ] = None,
     prefix: Annotated[str, option("TEXT", "Put before the names of the added columns.")] = "",
     abstain_below: AbstainBelow = 0.0,
     target_accuracy: TargetAccuracy = None,
@@ -60,7 +67,8 @@ def predict(
 
     Every row gets a label, a confidence and a probability for each label. A row that cannot be labelled keeps its
     place, with the reason in the column `rejected`; lines that are no rows are written to OUTPUT.rejected.jsonl. An
-    interrupted command goes on when it is typed again. Exit code 3: done, but some rows were rejected.
+    interrupted command goes on when it is typed again. Exit code 3: done, but some rows were rejected. A run that
+    reads columns beside the text takes them from the input, from standard input as JSON lines.
 
     \b
     Examples:
@@ -70,7 +78,7 @@ def predict(
     """
     from fintune.deploy.predict import predict
 
-    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding
+    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding, column or ()
     return predict(run_dir, source, output, text_column, prefix, *options)
 
 
@@ -87,10 +95,10 @@ def serve(
 ) -> None:
     """Answer requests over HTTP.
 
-    POST /classify takes one text, or {"texts": [...]}; GET /healthz and GET /metrics (Prometheus) report its state.
-    Requests that arrive together are scored together. SIGTERM ends it once the open requests are answered. There is no
-    authentication and no TLS: put a proxy in front of it before other machines may reach it. Needs the extra:
-    pip install 'fintune[serve]'.
+    POST /classify takes one text, or {"texts": [...]}, with the columns that the run reads; GET /healthz and GET
+    /metrics (Prometheus) report its state. Requests that arrive together are scored together. SIGTERM ends it once the
+    open requests are answered. There is no authentication and no TLS: put a proxy in front of it before other machines
+    may reach it. Needs the extra: pip install 'fintune[serve]'.
 
     \b
     Example:
@@ -99,6 +107,7 @@ def serve(
     """
     import uvicorn
 
+    from fintune.data.inputs import as_input
     from fintune.deploy.classifier import Classifier
     from fintune.deploy.predict import find_threshold
     from fintune.deploy.service import create_app
@@ -107,7 +116,7 @@ def serve(
     result = read_result(run_dir)
     threshold = find_threshold(result["calibration"], abstain_below, target_accuracy)
     classifier = Classifier.from_pretrained(run_dir)
-    classifier(["warm up"])
+    classifier([as_input("warm up", {name: name for name in classifier.columns})])
     application = create_app(classifier, threshold, max_waiting, max_body)
     uvicorn.run(application, host=host, port=port, limit_concurrency=max_connections, access_log=False, ws="none")
 

@@ -4,12 +4,12 @@ import re
 from collections import Counter, defaultdict
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from fintune.data.load import TaskData
-from fintune.data.splits import URL, normalise
+from fintune.data.splits import URL, normalise, row_key
 from fintune.errors import UserError
+from fintune.machine import console
 from fintune.recipe.task import Task
 
 ODD = {  # what a text holds, by a pattern that finds it
@@ -23,7 +23,8 @@ ODD = {  # what a text holds, by a pattern that finds it
 
 def audit(task: Task, data: TaskData) -> dict:
     """Counts over all splits; near-duplicates share 0.6 of their word pairs, see fintune/data/splits.py;
-    their clusters are those of all rows, also where `train_share` leaves some out.
+    their clusters are those of all rows, also where `train_share` leaves some out. Rows with the same text and other
+    columns are no repeats, no leak and no contradiction: they are different questions.
 
     Returns:
         rows: split -> label -> rows; repeats: kind -> rows that repeat an earlier one; leaked: kind -> test rows that
@@ -31,16 +32,18 @@ def audit(task: Task, data: TaskData) -> dict:
         rows; characters: median and most of a text.
     """
     splits = {split: list(rows) for split, rows in data.splits.items()}
-    texts = [row["text"] for rows in splits.values() for row in rows]
+    rows = _flat(splits)
+    texts = [row["text"] for row in rows]
+    columns = [row_key(row)[1:] for row in rows]
     at = np.repeat(list(splits), [len(rows) for rows in splits.values()])
     keys = {
-        "exact": texts,
-        "normalised": [normalise(text) for text in texts],
-        "near": [row["cluster"] for row in _flat(splits)],
+        "exact": list(zip(texts, columns, strict=True)),
+        "normalised": [row_key(row) for row in rows],
+        "near": [(row["cluster"], *others) for row, others in zip(rows, columns, strict=True)],
     }
     labels_of = defaultdict(set)
-    for key, rows in zip(keys["normalised"], _flat(splits), strict=True):
-        labels_of[key].add(rows["label"])
+    for key, row in zip(keys["normalised"], rows, strict=True):
+        labels_of[key].add(row["label"])
     leaked = {}
     for kind, found in keys.items():
         seen = {key for key, split in zip(found, at, strict=True) if split != "test"}
@@ -81,20 +84,20 @@ def check_leakage(task: Task, data: TaskData) -> None:
 
 
 def lines(found: dict) -> list[str]:
-    """The report as sentences, for what prints before training."""
+    """The report in three sentences, for what prints before training."""
     rows, test = sum(sum(counts.values()) for counts in found["rows"].values()), sum(found["rows"]["test"].values())
-    odd = ", ".join(f"{count:,} rows hold {what}" for what, count in found["odd"].items() if count)
+    odd = ", ".join(f"{count:,} with {what}" for what, count in found["odd"].items() if count)
     return [
-        f"audit: {_by_kind(found['repeats'])} of {rows:,} rows repeat an earlier one; "
-        f"{found['contradictions']:,} texts have two labels",
-        f"audit: {_by_kind(found['leaked'])} of {test:,} test rows are in training or validation too",
-        *([f"audit: {odd}"] if odd else []),
+        f"audit: {_by_kind(found['repeats'], rows, 'rows repeat an earlier one')}",
+        f"audit: {_by_kind(found['leaked'], test, 'test rows are in training or validation too')}",
+        f"audit: {found['contradictions']:,} texts have two labels; {f'odd rows: {odd}' if odd else 'no row is odd'}.",
     ]
 
 
-def _by_kind(counts: dict[str, int]) -> str:
+def _by_kind(counts: dict[str, int], rows: int, what: str) -> str:
     exact, normalised, near = counts.values()
-    return f"{exact:,} ({normalised:,} ignoring case, links and punctuation; {near:,} counting near-duplicates)"
+    alike = f"{normalised:,} if case, links and punctuation are ignored, {near:,} if near-duplicates count"
+    return f"{exact:,} of {rows:,} {what}, {alike}."
 
 
 def show(task: Task, found: dict) -> None:
@@ -104,7 +107,7 @@ def show(task: Task, found: dict) -> None:
         table.add_column(split, justify="right")
     for name in task.names:
         table.add_row(name, *(f"{counts.get(name, 0):,}" for counts in found["rows"].values()))
-    Console().print(table)
+    console().print(table)
     counts = Counter(found["rows"]["train"])
     most, least = max(counts.values()), min(counts.values())
     print(f"imbalance: the commonest class has {most / least:.1f} times the training rows of the rarest")

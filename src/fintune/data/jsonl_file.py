@@ -50,23 +50,12 @@ class Jsonl:
         return self.file.done()
 
     def _row(self, number: int, line: str, fault: str | None) -> Row:
-        if fault is None:
-            try:
-                cells = json.loads(line)
-            except RecursionError:
-                fault = "nested too deep"
-            except ValueError as error:
-                fault = f"not valid JSON ({error})" if line.strip() else EMPTY_LINE
-            else:
-                if not isinstance(cells, dict):
-                    fault = f"{type(cells).__name__}, not an object of columns"
-                elif taken := self._added.intersection(cells):
-                    fault = f"has a column {min(taken)!r} already; choose a --prefix for the new ones"
-                elif self.text_column not in cells:
-                    return Row(number, line.strip(), fault=f"no column {self.text_column!r}")
-                else:
-                    return Row(number, line.strip(), cells[self.text_column])
-        return Row(number, fault=fault)
+        cells, fault = (None, fault) if fault else read_object(line, self._added)
+        if fault:
+            return Row(number, fault=fault)
+        if self.text_column not in cells:
+            return Row(number, line.strip(), fault=f"no column {self.text_column!r}")
+        return Row(number, line.strip(), cells[self.text_column])
 
     def write(self, path: Path, rows: list[Row], added: list[dict], spreadsheet_safe: bool) -> None:
         with path.open("wb") as file:
@@ -80,6 +69,21 @@ class Jsonl:
 
     def join(self, parts: list[Path], target: Path) -> None:
         join_text(target, self.file.compression, self.file.mark, parts)
+
+
+def read_object(line: str, added: set[str]) -> tuple[dict | None, str | None]:
+    """(fields, None) of a line, or (None, why it cannot be labelled); `added` are the columns that labelling adds."""
+    try:
+        cells = json.loads(line)
+    except RecursionError:
+        return None, "nested too deep"
+    except ValueError as error:
+        return None, f"not valid JSON ({error})" if line.strip() else EMPTY_LINE
+    if not isinstance(cells, dict):
+        return None, f"{type(cells).__name__}, not an object of columns"
+    if taken := added.intersection(cells):
+        return None, f"has a column {min(taken)!r} already; choose a --prefix for the new ones"
+    return cells, None
 
 
 def json_line(value: dict, encoding: str = "utf-8", end: str = "\n", start: int = 0) -> bytes:

@@ -4,6 +4,7 @@ import hashlib
 import os
 import time
 import zipfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,9 +14,12 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 from sklearn.utils.class_weight import compute_class_weight
 
+from fintune.data.exclude import without_excluded
+from fintune.data.inputs import Input, as_input, named_columns, text_of, training_columns
 from fintune.data.rows import EMPTY_LINE, fault_of
-from fintune.data.splits import normalise, share_rows, split_rows
-from fintune.data.tables import check_column, read_table
+from fintune.data.soft_labels import soft_rows
+from fintune.data.splits import row_key, share_rows, split_rows
+from fintune.data.tables import check_column, read_inputs, read_table
 from fintune.data.text_file import TextFile
 from fintune.errors import UserError
 from fintune.machine import hub_reachable
@@ -30,16 +34,21 @@ class TaskData:
 
     Attributes:
         splits: split -> Dataset of columns text (str), label (id), file and line (where it is), cluster (equal for
-            near-duplicates).
+            near-duplicates); in a task with columns also columns (a mapping of each to its value); of train with
+            `soft_labels` also probabilities, the label being the most likely one.
         source: `mirror`, `hub`, `sample` or `file`: results of different sources never share a table.
-        sha256: hash over the bytes of all files and the split's settings; the same hash means the same splits.
-        clean: for each test row, whether no row of train or validation equals it once normalised.
+        sha256: hash over the bytes of all files and the split's settings; the same hash means the same splits. Of
+            `soft_labels`, which change the training rows alone, a run's identity has a hash of its own.
+        clean: for each test row, whether no row of train or validation equals it once normalised; of two rows with
+            the same text and other columns neither repeats the other.
+        soft_labels: of a task with them, rows of their file and how many were left out for which reason.
     """
 
     splits: dict[str, Dataset]
     source: str
     sha256: str
     clean: list[bool]
+    soft_labels: dict[str, int] | None = None
 
     def class_weights(self, task: Task) -> list[float] | None:
         """By label id rows / (labels x rows of the label) of the training split; None where the task wants none."""
@@ -55,7 +64,15 @@ class TaskData:
             "sha256": self.sha256,
             "rows": {split: len(rows) for split, rows in self.splits.items()},
             "test_rows_repeated_in_train": self.clean.count(False),
+            **({"soft_labels": self.soft_labels} if self.soft_labels else {}),
         }
+
+
+def inputs_of(rows: Dataset) -> Sequence[Input]:
+    """What a model is asked about each row: its text, or a mapping of `text` and the task's columns."""
+    if "columns" not in rows.column_names:
+        return rows["text"]
+    return [as_input(*row) for row in zip(rows["text"], rows["columns"], strict=True)]
 
 
 def load_data(task: Task, allow_sample: bool = False) -> TaskData:
@@ -65,16 +82,20 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
         allow_sample: fall back to the invented sample rows where neither mirror nor Hub is there.
 
     Raises:
-        UserError: a file is missing or has other bytes or rows than the YAML says; a row has no text or a label that
-            the task does not list; a class is missing from a split.
+        UserError: a file is missing or has other bytes or rows than the YAML says; a row has no text, an empty column
+            or a label that the task does not list; a class is missing from a split; see also `soft_rows`.
     """
     source, files, contents = _fetch(task, allow_sample)
     rows = {split: _read(task, files[split], content) for split, content in contents.items()}
     digest = hashlib.sha256(repr(sorted(task.split.items())).encode())
     for split in sorted(contents):
         digest.update(split.encode() + hashlib.sha256(contents[split]).digest())
-    rows = split_rows(task, rows)
-    seen = {normalise(row["text"]) for split in ("train", "validation") for row in rows[split]}
+    rows, soft_counts = split_rows(task, rows), None
+    if task.soft_labels:  # what a test file shares with training is judged by `max_leakage`, as without them
+        rows["train"], soft_counts = soft_rows(task, rows, {"validation"} | ({"test"} - contents.keys()))
+    seen = {row_key(row) for split in ("train", "validation") for row in rows[split]}
+    if task.exclude:
+        rows["train"] = without_excluded(task, rows)
     rows["train"] = share_rows(rows["train"], task.train_share)
     for split, found in rows.items():
         missing = set(range(len(task.labels))) - {row["label"] for row in found}
@@ -88,7 +109,8 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
         splits={split: Dataset.from_list(rows[split]) for split in SPLITS},
         source=source,
         sha256=digest.hexdigest(),
-        clean=[normalise(row["text"]) not in seen for row in rows["test"]],
+        clean=[row_key(row) not in seen for row in rows["test"]],
+        soft_labels=soft_counts,
     )
 
 
@@ -186,18 +208,19 @@ def _checked(file: DataFile, content: bytes, where: str) -> bytes:
 
 def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
     name = Path(file.path).name
+    if task.columns and name.endswith(".txt"):
+        raise UserError(f"{name}: has no column {task.columns[0]!r}, only `text@label`; make it a CSV with a header")
     read = _read_at_lines if name.endswith(".txt") else _read_table
-    ids = {label_name: label for label, label_name in enumerate(task.names)}
-    ids |= {value: label for label, value in enumerate(task.labels)}  # what the file holds wins over a name
-    rows = []
-    for line, row_text, value in read(task, file, content, name):
-        if not row_text.strip():
+    ids, rows = task.label_ids, []
+    for line, given, value in read(task, file, content, name):
+        if not text_of(given).strip():
             raise UserError(f"{name}:{line}: the text is empty; every row needs one, so fix or remove the row")
         if value.strip() not in ids:
             raise UserError(
                 f"{name}:{line}: label {value!r} is not among {list(task.labels)}; add it to `labels` or fix the row"
             )
-        rows.append({"text": row_text, "label": ids[value.strip()], "file": name, "line": line})
+        columns = training_columns(given, f"{name}:{line}")
+        rows.append({"text": text_of(given), "label": ids[value.strip()], "file": name, "line": line, **columns})
     if not rows:
         raise UserError(f"{name}: no rows below its header; give the file that holds them")
     if file.rows is not None and len(rows) != file.rows:
@@ -223,10 +246,12 @@ def _read_table(task: Task, file: DataFile, content: bytes, name: str):
     table = read_table(Path(name), task.text_column, content, encoding=stated_encoding(file), strict=True)
     for column, key in ((task.text_column, "text_column"), (task.label_column, "label_column")):
         check_column(table, Path(name), column, f"`{key}: {{}}` in the task's YAML", texts=key == "text_column")
-    for row in table.rows():
+    for column in task.columns:
+        check_column(table, Path(name), column, "`columns: [{}]` in the task's YAML", texts=False)
+    for row in read_inputs(table, named_columns(task.columns)):
         if row.fault == EMPTY_LINE:
             continue
-        fault = row.fault or fault_of(row.text)
+        fault = row.fault or fault_of(text_of(row.text))
         if fault not in (None, "empty"):  # of which the caller says what is needed
             raise UserError(f"{name}:{row.line}: {fault}; fix the row")
         value = table.value(row, task.label_column)

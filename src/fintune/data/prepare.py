@@ -3,6 +3,7 @@
 import io
 import tempfile
 from collections import Counter, defaultdict
+from collections.abc import Iterable
 from math import isnan
 from pathlib import Path
 
@@ -12,12 +13,14 @@ from rich.table import Table
 
 from fintune.data import audit
 from fintune.data.csv_file import write_csv
+from fintune.data.inputs import columns_of, input_fault, named_columns, text_of
 from fintune.data.load import load_data
 from fintune.data.rows import fault_of
-from fintune.data.tables import check_column, read_table
+from fintune.data.tables import check_column, check_columns, read_inputs, read_table
 from fintune.errors import UserError
 from fintune.files import write_text
 from fintune.recipe.layers import read_task
+from fintune.recipe.task import check_column_names
 
 MOST_LABELS = 100  # more different values are hardly classes
 FEWEST_ROWS = 10  # of a class: fewer do not reach training, validation and test
@@ -29,7 +32,7 @@ TEMPLATE = """\
 {{#- Made by `fintune prepare` for {task}: say here what the labels mean; `text` is a row's text. -#}}
 Classify this text. Answer with one of: {{{{ labels | join("; ") }}}}.
 
-{{{{ text }}}} /no_think
+{columns}{{{{ text }}}} /no_think
 """
 
 
@@ -42,6 +45,7 @@ def prepare(
     root: Path = Path(),
     delimiter: str | None = None,
     encoding: str | None = None,
+    columns: Iterable[str] = (),
 ) -> None:
     """Write data/<task>.csv, data/<task>.yaml and templates/<task>.jinja, and print what was found in the rows.
 
@@ -53,6 +57,7 @@ def prepare(
         force: write over the task's files.
         root: folder that holds data/ and templates/.
         delimiter, encoding: of `file`, where they are not to be found out; see `read_table`.
+        columns: further columns that the model reads; `ticker=Symbol` where the file has another name for one.
 
     Raises:
         UserError: the task's files exist, `file` cannot be read, or its rows make no task; then nothing is written.
@@ -63,17 +68,21 @@ def prepare(
     if existing := [root / name for name in names if (root / name).exists() and not force]:
         raise UserError(f"{existing[0]}: already exists; choose another --task, or --force to write over it")
 
-    rows, left_out, spellings = read(file, text, label, delimiter, encoding)
-    counts = Counter(value for _, value in rows)
+    columns = named_columns(columns)
+    check_column_names(list(columns), "--columns")
+    rows, left_out, spellings = read(file, text, label, columns, delimiter, encoding)
+    counts = Counter(value for _, value, *_ in rows)
     if not 2 <= len(counts) <= MOST_LABELS:
         raise UserError(
             f"{file}: column {label!r} holds {len(counts)} different labels among {len(rows)} usable rows, "
             f"such as {sorted(counts)[:3]}; a task needs 2 to {MOST_LABELS} labels with {FEWEST_ROWS} rows each"
         )
     table = io.StringIO()
-    write_csv(table, [("text", "label"), *rows])
-    origin = f"{file.name!r} (text: {text!r}, label: {label!r})"
-    written = table.getvalue(), TEMPLATE.format(task=task), task_text(task, origin, counts, left_out, spellings)
+    write_csv(table, [("text", "label", *columns), *rows])
+    sources = {"text": text, "label": label, **columns}
+    origin = f"{file.name!r} ({', '.join(f'{name}: {column!r}' for name, column in sources.items())})"
+    template = TEMPLATE.format(task=task, columns="".join(f"{name}: {{{{ {name} }}}}\n" for name in columns))
+    written = table.getvalue(), template, task_text(task, origin, counts, left_out, spellings, list(columns))
     contents = dict(zip(names, written, strict=True))
     show(task, rows, counts, left_out, spellings)
 
@@ -107,37 +116,48 @@ def write_all(root: Path, contents: dict[str, str]) -> None:
 
 
 def read(
-    path: Path, text: str, label: str, delimiter: str | None = None, encoding: str | None = None
-) -> tuple[list[tuple[str, str]], dict[str, list[int]], list[Counter]]:
+    path: Path,
+    text: str,
+    label: str,
+    columns: dict[str, str],
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> tuple[list[tuple[str, ...]], dict[str, list[int]], list[Counter]]:
     """What of a file can be trained on.
 
+    Args:
+        columns: column of the task -> column of the file.
+
     Returns:
-        (text, label) of each such row; the lines of the others by reason; for each label with several spellings, how
-        often each occurs: the commonest is taken for all.
+        (text, label, value of each column) of each such row; the lines of the others by reason; for each label with
+        several spellings, how often each occurs: the commonest is taken for all.
     """
     table = read_table(path, text, delimiter=delimiter, encoding=encoding)
     if table.about:
         print(f"{path}: {table.about}")
     check_column(table, path, text, "--text {}")
     check_column(table, path, label, "--label {}", texts=False)
+    check_columns(table, path, columns, "--columns")
+    if label in columns.values():
+        raise UserError(f"--columns {label}: is the column of the labels, which a model must not read; leave it out")
     rows, left_out = [], defaultdict(list)
-    for row in table.rows():
-        fault = row.fault or fault_of(row.text)
+    for row in read_inputs(table, columns):
+        fault = row.fault or input_fault(row.text, list(columns))
         value = None if fault else table.value(row, label)
         if fault := fault or no_label(value):
             left_out[fault.partition(" (")[0]].append(row.line)
         else:
-            rows.append((row.text, str(value), row.line))
+            rows.append((text_of(row.text), str(value), *columns_of(row.text).values(), row.line))
     spellings = defaultdict(Counter)
-    for _, value, _ in rows:
+    for _, value, *_ in rows:
         spellings[same(value)][value] += 1
     taken = {key: found.most_common(1)[0][0].strip() for key, found in spellings.items()}
-    rows = [(words, taken[same(value)], line) for words, value, line in rows]
-    counts = Counter(value for _, value, _ in rows)
-    for _, value, line in rows:
+    rows = [(words, taken[same(value)], *others) for words, value, *others in rows]
+    counts = Counter(value for _, value, *_ in rows)
+    for _, value, *_, line in rows:
         if counts[value] < FEWEST_ROWS:
             left_out[f"label {value!r} has {counts[value]} rows, {FEWEST_ROWS} are needed"].append(line)
-    kept = [(words, value) for words, value, _ in rows if counts[value] >= FEWEST_ROWS]
+    kept = [row[:-1] for row in rows if counts[row[1]] >= FEWEST_ROWS]
     return kept, left_out, [found for found in spellings.values() if len(found) > 1]
 
 
@@ -161,7 +181,12 @@ def no_label(value: object) -> str | None:
 
 
 def task_text(
-    task: str, origin: str, counts: Counter, left_out: dict[str, list[int]], spellings: list[Counter]
+    task: str,
+    origin: str,
+    counts: Counter,
+    left_out: dict[str, list[int]],
+    spellings: list[Counter],
+    columns: list[str],
 ) -> str:
     """The task's YAML, with what was found as comments, of one line each."""
     lines = [f"# Made from {origin} by `fintune prepare`."]
@@ -174,6 +199,9 @@ def task_text(
     ]
     lines += [f"  {scalar(label)}: {scalar(label)} # {counts[label]:,} rows" for label in sorted(counts)]
     lines += ["", "files:", f"  all: {{path: {task}.csv, rows: {counts.total()}}}"]
+    if columns:
+        names = ", ".join(map(scalar, columns))
+        lines += ["", f"columns: [{names}] # read beside the text; the template uses each of them"]
     lines += ["", "split: {seed: 42, validation: 0.1, test: 0.1} # near-duplicates stay on one side"]
     if imbalance(counts) >= IMBALANCE:
         why = f"the commonest class has {imbalance(counts):.1f} times the rows of the rarest"
@@ -199,7 +227,7 @@ def imbalance(counts: Counter) -> float:
 
 
 def show(
-    name: str, rows: list[tuple[str, str]], counts: Counter, left_out: dict[str, list[int]], spellings: list[Counter]
+    name: str, rows: list[tuple[str, ...]], counts: Counter, left_out: dict[str, list[int]], spellings: list[Counter]
 ) -> None:
     table = Table(title=f"{name}: {len(rows):,} rows")
     for column in ("label", "rows", "share"):

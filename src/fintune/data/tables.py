@@ -1,13 +1,16 @@
 """Rows of CSV, TSV, JSONL, Parquet and Excel files, one at a time: a fault in a row costs that row alone."""
 
 import shlex
+from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 from fintune.data.csv_file import Csv
 from fintune.data.excel_file import Excel
+from fintune.data.inputs import cell
 from fintune.data.jsonl_file import Jsonl
 from fintune.data.parquet_file import Parquet
+from fintune.data.rows import Row
 from fintune.data.text_file import COMPRESSED, TextFile
 from fintune.errors import UserError
 
@@ -93,6 +96,32 @@ def check_column(table: Table, where: Path, name: str, option: str, texts: bool 
     if len(likely) == 1:
         remedy = f"{likely[0]!r} is likely meant: " + option.format(shlex.quote(likely[0]))
     raise UserError(f"{where}: column {name!r} is missing from the header {said}; {remedy}")
+
+
+def check_columns(table: Table, where: Path, columns: dict[str, str], option: str) -> None:
+    """As `check_column`, of each column of a task.
+
+    Args:
+        columns: column of the task -> column of the file.
+        option: where another one is named, for the message.
+    """
+    for name, column in columns.items():
+        check_column(table, where, column, f"{option} {name}={{}}", texts=False)
+
+
+def read_inputs(table: Table, columns: dict[str, str]) -> Iterator[Row]:
+    """The rows of a table; with columns `text` of each is the input, unless the row has a fault.
+
+    Args:
+        columns: column of the task -> column of the file.
+    """
+    for row in table.rows():
+        if columns and row.fault is None:
+            try:
+                row.text = {"text": row.text, **{name: cell(table.value(row, at)) for name, at in columns.items()}}
+            except UnicodeDecodeError:  # in Parquet, whose columns are read one by one
+                row.fault = "not UTF-8"
+        yield row
 
 
 def _columns_of_words(table: Table) -> list[str]:

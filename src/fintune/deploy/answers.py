@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fintune.data.rows import Row, fault_of
+from fintune.data.inputs import Input, key_of
+from fintune.data.rows import Row
 from fintune.deploy.classifier import Classifier
 
 MOST_IN_MEMORY = 1_000_000  # texts of a stream whose scores are kept, some 200 MB; then the cache is emptied
@@ -25,7 +26,7 @@ def added_columns(names: list[str], prefix: str) -> list[str]:
 
 
 class Answers:
-    """Turns texts into the columns that are added to a row; the same text is scored once, also across a restart."""
+    """Turns inputs into the columns that are added to a row; the same is scored once, also across a restart."""
 
     def __init__(self, classifier: Classifier, threshold: float, prefix: str, store: str | Path = ":memory:"):
         """
@@ -41,13 +42,13 @@ class Answers:
         self.database = sqlite3.connect(store)
         self.database.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB)")
 
-    def __call__(self, texts: list[str]) -> list[dict]:
-        keys = [hashlib.blake2b(text.encode(), digest_size=16).digest() for text in texts]
+    def __call__(self, inputs: list[Input]) -> list[dict]:
+        keys = [hashlib.blake2b(key_of(given), digest_size=16).digest() for given in inputs]
         known: dict[bytes, np.ndarray] = {}
         for key in set(keys):
             if found := self.database.execute("SELECT probabilities FROM scores WHERE text = ?", (key,)).fetchone():
                 known[key] = np.frombuffer(found[0])
-        new = {key: text for key, text in zip(keys, texts, strict=True) if key not in known}
+        new = {key: given for key, given in zip(keys, inputs, strict=True) if key not in known}
         if new:
             self.scored += len(new)
             if self.scored > self.most:
@@ -74,8 +75,8 @@ class Answers:
         return dict.fromkeys(self.columns) | {self.columns[-1]: reason}
 
 
-def judge(rows: list[Row]) -> list[Row]:
+def judge(rows: list[Row], classifier: Classifier) -> list[Row]:
     """The same rows, with the fault of each that cannot be labelled."""
     for row in rows:
-        row.fault = row.fault or fault_of(row.text)
+        row.fault = row.fault or classifier.fault(row.text)
     return rows

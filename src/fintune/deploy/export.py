@@ -7,15 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
+from fintune.data.inputs import Input, as_input
 from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
-from fintune.files import write_text
+from fintune.recipe.layers import read_layer
+from fintune.results.card import write_card
 from fintune.results.verify import read_result
 
 # the Hub's client and the model libraries take seconds to import: only the functions that need them do
 
 ROWS = 256  # that the run and what is exported must label the same
-LICENCES = {"CC BY-NC-SA 3.0": "cc-by-nc-sa-3.0", "MIT": "mit", "Apache 2.0": "apache-2.0", "CC BY 4.0": "cc-by-4.0"}
 MAY_DIFFER = 0.01  # share of labels in 16 bits, where a near tie may fall the other way; in float32 none may
 
 
@@ -35,7 +36,7 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
         raise UserError(f"{target}: already exists; name a new folder")
     result = read_result(run_dir)
     classifier = Classifier.from_pretrained(run_dir, merge=False)
-    texts = texts_to_check(run_dir)
+    texts = inputs_to_check(run_dir)
     staging = target.with_name(target.name + ".partial")
     shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
 
@@ -44,7 +45,8 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
         classifier.scorer.save_merged(staging, run_dir)
         check = compare(classifier, staging, texts, expected)
         print(f"{check['same']} of {check['rows']} labels equal, probabilities to {check['largest_difference']:.1e}")
-        write_card(staging, run_dir, classifier, result, check, push or target.name)
+        stated, encoder = read_layer(run_dir / "recipe.yaml"), classifier.scorer.encoder
+        write_card(staging, result, stated, encoder, push or target.name, bool(push), check)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -54,15 +56,16 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
         push_to_hub(target, push)
 
 
-def texts_to_check(run_dir: Path) -> list[str]:
-    """256 texts: those of the run's test split, and where it has fewer, several of them joined."""
+def inputs_to_check(run_dir: Path) -> list[Input]:
+    """256 texts of the run's test split, and where it has fewer, several joined, with the columns of the first."""
     lines = (run_dir / "predictions.jsonl").read_text(encoding="utf-8").split("\n")
-    texts = [json.loads(line)["text"] for line in lines if line]
-    joined = (" ".join(some) for length in count(1) for some in product(texts, repeat=length))
+    rows = [json.loads(line) for line in lines if line]
+    some = (several for length in count(1) for several in product(rows, repeat=length))
+    joined = (as_input(" ".join(row["text"] for row in each), each[0].get("columns", {})) for each in some)
     return list(islice(joined, ROWS))
 
 
-def compare(classifier: Classifier, folder: Path, texts: list[str], expected: np.ndarray) -> dict:
+def compare(classifier: Classifier, folder: Path, texts: list[Input], expected: np.ndarray) -> dict:
     """Label the texts with what was written, read again as anyone would; the classifier then holds that model.
 
     Args:
@@ -81,59 +84,6 @@ def compare(classifier: Classifier, folder: Path, texts: list[str], expected: np
             "train the run again"
         )
     return {"rows": len(texts), "same": same, "largest_difference": float(np.abs(found - expected).max())}
-
-
-def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict, check: dict, name: str) -> None:
-    """README.md of the folder, a model card as the Hub reads it.
-
-    Args:
-        check: what `compare` found.
-        name: what the card's example loads.
-    """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-    from fintune.recipe.layers import TINY, read_layer
-
-    recipe, test = read_layer(run_dir / "recipe.yaml"), result["test"]
-    linear = recipe.get("linear_model")  # majority, tfidf or embedding
-    kind = linear or {"train_sft.py": "causal", "train_cls.py": "encoder"}[result["script"]]
-    causal = kind == "causal"
-    invented = result["data"]["source"] == "sample"
-    licence = "Apache 2.0 (invented rows)" if invented else result["data"]["license"]
-    figures = {"accuracy": test["accuracy"], "f1": test["macro_f1"], "matthews_correlation": test["mcc"]}
-    base = result["model"]["base"]
-    path = Path(base).is_absolute() or base.startswith((".", "~"))  # maybe of another machine
-    # a path would tell of this machine, and help nobody else
-    local = base in (TINY, linear) or path or Path(base).is_dir()
-    card_data = ModelCardData(
-        model_name=result["name"],
-        base_model=None if local else base,
-        license="apache-2.0" if invented else LICENCES.get(licence, "other"),
-        library_name="sklearn" if linear else "transformers",
-        pipeline_tag="text-generation" if causal else "text-classification",
-        tags=["finance", "text-classification"],
-        eval_results=[
-            EvalResult("text-classification", "file", result["task"], metric, value, dataset_split="test")
-            for metric, value in figures.items()
-        ],
-    )
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(Path(__file__).parent / "model-card.md.jinja"),
-        kind=kind,
-        name=name,
-        base=Path(base).name if local else base,
-        local=local,
-        example="Alder raised its dividend again",
-        turn=repr(classifier.scorer.encoder.turn("HEADLINE")) if causal else None,
-        quoted_revision=repr(recipe.get("model_revision")),
-        max_length=classifier.max_length,
-        use_rslora=recipe.get("use_rslora"),
-        temperature=classifier.calibration["temperature"],
-        packages=("scikit-learn", "skops") if linear else ("torch", "transformers", "trl", "peft"),
-        **{"result": result, "test": test, "licence": licence, "check": check},
-    )
-    write_text(folder / "README.md", str(card))
 
 
 def push_to_hub(folder: Path, repository: str) -> None:

@@ -23,7 +23,14 @@ RUN = "_run.json"  # in the output folder: what its files were labelled with; a 
 
 
 def label_folder(
-    run_dir: Path, run: list, source: str, target: str, text_column: str, threshold: float, prefix: str
+    run_dir: Path,
+    run: list,
+    source: str,
+    target: str,
+    text_column: str,
+    threshold: float,
+    prefix: str,
+    columns: dict[str, str] | None = None,
 ) -> tuple[int, int]:
     """Label every .parquet file of `source` into the file of the same name in `target`; existing files are kept.
 
@@ -35,6 +42,7 @@ def label_folder(
         run: its `run_fingerprint`.
         threshold: confidence below which the model abstains.
         prefix: put before the added columns' names.
+        columns: what the run reads beside the text -> the files' column; see `label_file`.
 
     Returns:
         (labelled, rejected) rows of all files, also those of earlier calls, counted in what was written.
@@ -50,7 +58,7 @@ def label_folder(
     if not files:
         raise UserError(f"{source}: no .parquet file in it; name the folder that holds them")
     options = (text_column, threshold, prefix)
-    _check_run(target, [*run, *options], begun=bool(existing))
+    _check_run(target, [*run, *options, *(columns or {}).items()], begun=bool(existing))
     todo = sorted(set(files) - {name for name in existing if not _interrupted(target, name)})
     print(f"{len(files):,} files, {len(files) - len(todo):,} of them done before", file=sys.stderr)
     failed = []
@@ -60,7 +68,7 @@ def label_folder(
         most = max(1, min(len(todo), int(gpus or cpus)))
         work = ray.data.from_items([{"file": name} for name in todo], override_num_blocks=len(todo)).map_batches(
             Labeller,
-            fn_constructor_args=(str(run_dir.resolve()), source, target, options),
+            fn_constructor_args=(str(run_dir.resolve()), source, target, options, columns),
             batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1),
             num_cpus=0 if gpus else 1,
@@ -78,8 +86,9 @@ def label_folder(
 class Labeller:
     """An actor: the run, loaded once, and one file after the other."""
 
-    def __init__(self, run_dir: str, source: str, target: str, options: tuple):
-        self.run_dir, self.source, self.target, self.options = Path(run_dir), source, target, options
+    def __init__(self, run_dir: str, source: str, target: str, options: tuple, columns: dict[str, str] | None):
+        self.run_dir, self.source, self.target = Path(run_dir), source, target
+        self.options, self.columns = options, columns
         with redirect_stdout(sys.stderr):
             self.classifier = Classifier.from_pretrained(self.run_dir)
 
@@ -97,15 +106,18 @@ class Labeller:
         if isinstance(here, LocalFileSystem) and isinstance(there, LocalFileSystem):
             # else done, by an actor that died afterwards
             if not Path(out, name).exists() or _interrupted(self.target, name):
-                label_file(self.classifier, self.run_dir, Path(folder, name), Path(out, name), *self.options)
+                self._label(Path(folder, name), Path(out, name))
             return
         with tempfile.TemporaryDirectory() as scratch:
             taken, made = Path(scratch, "in", name), Path(scratch, "out", name)
             for path in (taken, made):
                 path.parent.mkdir(parents=True)
             copy_files(f"{folder}/{name}", str(taken), here, local)
-            label_file(self.classifier, self.run_dir, taken, made, *self.options)
+            self._label(taken, made)
             copy_files(str(made), f"{out}/{name}", local, there)
+
+    def _label(self, source: Path, target: Path) -> None:
+        label_file(self.classifier, self.run_dir, source, target, *self.options, columns=self.columns)
 
 
 def location(folder: str) -> tuple[FileSystem, str]:

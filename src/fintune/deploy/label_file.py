@@ -19,7 +19,8 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from fintune.data.jsonl_file import json_line
-from fintune.data.tables import Table, check_column, ending, read_table
+from fintune.data.rows import Row
+from fintune.data.tables import Table, check_column, check_columns, ending, read_inputs, read_table
 from fintune.deploy.answers import Answers, added_columns, judge
 from fintune.deploy.classifier import Classifier
 from fintune.errors import Stopped, UserError
@@ -36,6 +37,7 @@ def open_table(
     prefix: str = "",
     delimiter: str | None = None,
     encoding: str | None = None,
+    columns: dict[str, str] | None = None,
 ) -> Table:
     """The rows of `source`, ready to be labelled into `target`; needs no model, so a command asks here first.
 
@@ -43,6 +45,7 @@ def open_table(
         names: the label names.
         prefix: put before the added columns' names.
         delimiter, encoding: of `source`, where they are not to be found out; see `read_table`.
+        columns: what the run reads beside the text -> the file's column.
 
     Raises:
         UserError: the files are of different formats, `source` does not exist, `target` does, or a column is missing,
@@ -55,10 +58,11 @@ def open_table(
         raise UserError(f"{target}: already exists; remove it, or name another output")
     table = read_table(source, text_column, delimiter=delimiter, encoding=encoding)
     check_column(table, source, text_column, "--text-column {}")
-    columns = added_columns(names, prefix)
-    if taken := set(columns).intersection(table.columns):
+    check_columns(table, source, columns or {}, "--column")
+    added = added_columns(names, prefix)
+    if taken := set(added).intersection(table.columns):
         raise UserError(f"{source}: has a column {min(taken)!r} already; choose a --prefix for the new ones")
-    table.add_columns(columns)
+    table.add_columns(added)
     return table
 
 
@@ -73,6 +77,7 @@ def label_file(
     spreadsheet_safe: bool = False,
     delimiter: str | None = None,
     encoding: str | None = None,
+    columns: dict[str, str] | None = None,
 ) -> tuple[int, int]:
     """Label every row of `source` into `target`, a file of the same format and encoding, or CSV for an Excel workbook.
 
@@ -87,6 +92,7 @@ def label_file(
         prefix: put before the added columns' names.
         spreadsheet_safe: in CSV, put ' before what a spreadsheet would take for a formula.
         delimiter, encoding: of `source`, where they are not to be found out; see `read_table`.
+        columns: what the run reads beside the text -> the file's column; by the same names if None.
 
     Returns:
         (labelled, rejected) rows, lines that are no rows among the latter.
@@ -95,17 +101,19 @@ def label_file(
         UserError: see `open_table`; or the output was begun with another input, run or options.
         Stopped: SIGTERM or SIGINT came.
     """
-    table = open_table(source, target, text_column, classifier.names, prefix, delimiter, encoding)
+    columns = {name: name for name in classifier.columns} if columns is None else columns
+    table = open_table(source, target, text_column, classifier.names, prefix, delimiter, encoding, columns)
     parts = _parts(target)
     parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / "lock", timeout=0), _stoppable(str(parts)) as stop_if_asked:
-            options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding]
+            options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, *columns.items()]
             run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
             _check_manifest(parts, {"input": sha256(source), "run": run, "options": options, "shard": SHARD})
             answers = Answers(classifier, threshold, prefix, parts / "scores.sqlite")
             with closing(answers.database):
-                counts = _label_shards(table, answers, parts, spreadsheet_safe, stop_if_asked)
+                rows = read_inputs(table, columns)
+                counts = _label_shards(table, rows, answers, parts, spreadsheet_safe, stop_if_asked)
             _join(table, sorted(parts.glob("*.rows")), parts, target)
             for path in sorted(parts.iterdir(), key=lambda path: path.name == "manifest.json"):
                 if path.name != "lock":
@@ -141,13 +149,14 @@ def _check_manifest(parts: Path, manifest: dict) -> None:
 
 def _label_shards(
     table: Table,
+    rows: Iterator[Row],
     answers: Answers,
     parts: Path,
     spreadsheet_safe: bool,
     stop_if_asked: Callable[[], None],
 ) -> tuple[int, int]:
     labelled = rejected = 0
-    rows, started, fresh = table.rows(), time.perf_counter(), 0
+    started, fresh = time.perf_counter(), 0
     bar = tqdm(total=1000, unit="‰", bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}")
     with bar:
         for number in range(sys.maxsize):
@@ -156,7 +165,7 @@ def _label_shards(
                 return labelled, rejected
             stop_if_asked()
             done = parts / f"{number:08}.rows"
-            kept = [row for row in judge(shard) if row.cells is not None]
+            kept = [row for row in judge(shard, answers.classifier) if row.cells is not None]
             if not done.exists():
                 lost = [{"line": row.line, "reason": row.fault} for row in shard if row.cells is None]
                 write_whole(

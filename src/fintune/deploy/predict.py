@@ -1,9 +1,11 @@
 """What `fintune predict` does: everything that can be wrong is found before a model is loaded."""
 
 import sys
+from collections.abc import Iterable
 from contextlib import redirect_stdout
 from pathlib import Path
 
+from fintune.data.inputs import named_columns
 from fintune.deploy.classifier import Classifier
 from fintune.deploy.label_file import label_file, open_table, run_fingerprint
 from fintune.deploy.stream import label_stream
@@ -23,8 +25,12 @@ def predict(
     engine: str,
     delimiter: str | None = None,
     encoding: str | None = None,
+    columns: Iterable[str] = (),
 ) -> int:
     """Label a file, standard input (`source` is -) or, with the engine `ray`, a folder; for the rest see the command.
+
+    Args:
+        columns: `ticker=Symbol` for a column of the run that the input calls otherwise.
 
     Returns:
         The exit code: 3 where rows were rejected, else 0.
@@ -42,10 +48,11 @@ def predict(
         raise UserError("--delimiter: lines of standard input are texts, not cells; leave it out")
     result = read_result(run_dir)
     names, calibration = result["data"]["labels"], result["calibration"]
+    columns = find_columns(result["data"].get("columns", []), named_columns(columns))
     if engine == "local" and not streaming:
         if Path(source).is_dir():
             raise UserError(f"{source}: is a folder; --engine ray labels the .parquet files in it, or name one file")
-        table = open_table(Path(source), Path(output), text_column, names, prefix, delimiter, encoding)
+        table = open_table(Path(source), Path(output), text_column, names, prefix, delimiter, encoding, columns)
         if table.about:
             print(f"{source}: {table.about}", file=sys.stderr)
     threshold = find_threshold(calibration, abstain_below, target_accuracy)
@@ -58,16 +65,16 @@ def predict(
         if said := caveat(result):  # the actors' own standard error is not shown
             print(f"{run_dir}: {said}", file=sys.stderr)
         run = run_fingerprint(run_dir, names, calibration)
-        labelled, rejected = label_folder(run_dir, run, source, output, text_column, threshold, prefix)
+        labelled, rejected = label_folder(run_dir, run, source, output, text_column, threshold, prefix, columns)
         print(f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected", file=sys.stderr)
         return 3 if rejected else 0
 
     with redirect_stdout(sys.stderr):  # standard output is for answers
         classifier = Classifier.from_pretrained(run_dir)
     if streaming:
-        labelled, rejected = label_stream(classifier, threshold, prefix, encoding)
+        labelled, rejected = label_stream(classifier, threshold, prefix, text_column, columns, encoding)
     else:
-        files, options = (Path(source), Path(output)), (prefix, spreadsheet_safe, delimiter, encoding)
+        files, options = (Path(source), Path(output)), (prefix, spreadsheet_safe, delimiter, encoding, columns)
         labelled, rejected = label_file(classifier, run_dir, *files, text_column, threshold, *options)
     where = f" (see the column {prefix}rejected)" if rejected else ""
     if output and Path(f"{output}.rejected.jsonl").exists():
@@ -76,6 +83,18 @@ def predict(
     said = f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected{where}"
     print(said + cut * (classifier.max_length is not None), file=sys.stderr)
     return 3 if rejected else 0
+
+
+def find_columns(columns: list[str], renamed: dict[str, str]) -> dict[str, str]:
+    """Column of a run -> column of the input, the same but for the renamed ones.
+
+    Raises:
+        UserError: another column is renamed than the run has.
+    """
+    if foreign := [name for name in renamed if name not in columns]:
+        has = f"reads {', '.join(columns)}" if columns else "reads the text alone"
+        raise UserError(f"--column {foreign[0]}={renamed[foreign[0]]}: the run has no such column, it {has}")
+    return {name: renamed.get(name, name) for name in columns}
 
 
 def find_threshold(calibration: dict, abstain_below: float, target_accuracy: float | None) -> float:

@@ -15,7 +15,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from fintune.data.rows import fault_of
+from fintune.data.inputs import Input, key_of
 from fintune.deploy.classifier import Classifier
 
 BODY_SECONDS = 30  # that a client may take to send its request, so that a slow one cannot hold up a shutdown
@@ -36,6 +36,19 @@ class ClassifyRequest(BaseModel):
         return self
 
 
+class RowsRequest(ClassifyRequest):
+    """The body where the run reads columns too: a text with them, or several."""
+
+    model_config = ConfigDict(extra="allow")
+    texts: list[dict[str, object]] | None = None
+
+    @model_validator(mode="after")
+    def _columns_in_their_row(self):
+        if self.texts is not None and self.model_extra:
+            raise ValueError(f"{next(iter(self.model_extra))!r} beside `texts`; put it into each of them")
+        return self
+
+
 class QueueFull(Exception):
     """More texts are waiting than the queue takes."""
 
@@ -53,10 +66,10 @@ class Batcher:
         """
         self.classifier, self.most_waiting, self.metrics = classifier, most_waiting, metrics
         self.waiting = 0
-        self._queue: asyncio.Queue[tuple[list[str], asyncio.Future]] = asyncio.Queue()
+        self._queue: asyncio.Queue[tuple[list[Input], asyncio.Future]] = asyncio.Queue()
         self._thread = ThreadPoolExecutor(1, "scoring")  # one: the classifier is not made for two
 
-    async def __call__(self, texts: list[str]) -> np.ndarray:
+    async def __call__(self, texts: list[Input]) -> np.ndarray:
         """(texts, labels) calibrated probabilities.
 
         Raises:
@@ -78,13 +91,14 @@ class Batcher:
             await self._score(requests)
             self.waiting -= sum(len(texts) for texts, _ in requests)
 
-    async def _score(self, requests: list[tuple[list[str], asyncio.Future]]) -> None:
+    async def _score(self, requests: list[tuple[list[Input], asyncio.Future]]) -> None:
         texts = [text for texts, _ in requests for text in texts]
-        rows = {text: row for row, text in enumerate(dict.fromkeys(texts))}  # each different text once
+        different = {key_of(text): text for text in texts}  # each once
+        rows = {key: row for row, key in enumerate(different)}
         self.metrics.batch.observe(len(texts))
         try:
             score = self.classifier.__call__
-            _, scores = await asyncio.get_running_loop().run_in_executor(self._thread, score, list(rows))
+            _, scores = await asyncio.get_running_loop().run_in_executor(self._thread, score, list(different.values()))
         except Exception as error:
             if len(requests) == 1:  # the server logs it, and goes on
                 requests[0][1].done() or requests[0][1].set_exception(error)
@@ -93,7 +107,7 @@ class Batcher:
                 await self._score([one])
         else:
             for texts_of_one, answer in requests:
-                answer.done() or answer.set_result(scores[[rows[text] for text in texts_of_one]])
+                answer.done() or answer.set_result(scores[[rows[key_of(text)] for text in texts_of_one]])
 
 
 class Metrics:
@@ -112,10 +126,11 @@ class Metrics:
 def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_body: int) -> Starlette:
     """The service as an ASGI application.
 
-    POST /classify takes {"text": "..."} or {"texts": [...]}, and answers with label, confidence, probabilities by
+    POST /classify takes {"text": "..."} or {"texts": [...]}, of a run with columns {"text": "...", "ticker": "..."} or
+    {"texts": [{...}, ...]}, and answers with label, confidence, probabilities by
     label and abstained, for several texts as {"results": [...]} in their order. Errors are {"error": "one line"}: 408
     a body that took too long, 413 too much for this service, 422 not what it takes, 429 too much right now.
-    GET /healthz (with the run's caveat, where it has one), GET /metrics (Prometheus).
+    GET /healthz (with the run's columns and its caveat, where it has them), GET /metrics (Prometheus).
 
     Args:
         threshold: confidence below which the model abstains.
@@ -142,7 +157,7 @@ def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_
                 content = await _body(request, max_body)
             if content is None:
                 return _error(413, f"the request has over {max_body:,} bytes; send it in parts")
-            body = ClassifyRequest.model_validate_json(content)
+            body = (RowsRequest if classifier.columns else ClassifyRequest).model_validate_json(content)
         except TimeoutError:
             return _error(408, f"the request's body took over {BODY_SECONDS} seconds")
         except ClientDisconnect:
@@ -150,10 +165,12 @@ def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False, include_context=False)[0]
             return _error(422, ": ".join([*(str(part) for part in first["loc"]), first["msg"]]))
-        texts = [body.text] if body.texts is None else body.texts
+        texts = body.texts
+        if texts is None:
+            texts = [{"text": body.text, **body.model_extra} if classifier.columns else body.text]
         for row, text in enumerate(texts):
-            if fault := fault_of(text):
-                return _error(422, f"text {row}: {fault}; every text must be a non-empty string")
+            if fault := classifier.fault(text):
+                return _error(422, f"text {row}: {fault}; {classifier.wanted}")
         if len(texts) > most_waiting:
             return _error(413, f"{len(texts)} texts in one request, at most {most_waiting} fit; send them in parts")
         try:
@@ -175,7 +192,8 @@ def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_
 
     async def healthz(request: Request) -> Response:
         state = {"status": "ok", "labels": classifier.names, "waiting_texts": batcher.waiting}
-        return JSONResponse(state | ({"caveat": classifier.caveat} if classifier.caveat else {}))
+        more = {"columns": classifier.columns, "caveat": classifier.caveat}
+        return JSONResponse(state | {key: value for key, value in more.items() if value})
 
     async def show_metrics(request: Request) -> Response:
         return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)

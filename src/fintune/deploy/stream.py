@@ -5,7 +5,8 @@ import os
 import sys
 
 from fintune.data.encodings import DAMAGED, damage_of, encoding_of, likely_encoding
-from fintune.data.jsonl_file import json_line
+from fintune.data.inputs import cell
+from fintune.data.jsonl_file import json_line, read_object
 from fintune.data.rows import Row
 from fintune.data.text_file import FEW
 from fintune.deploy.answers import Answers, judge
@@ -15,21 +16,29 @@ READ_BYTES = 2**16  # at most, of what has arrived
 
 
 def label_stream(
-    classifier: Classifier, threshold: float, prefix: str, encoding: str | None = None
+    classifier: Classifier,
+    threshold: float,
+    prefix: str,
+    text_column: str,
+    columns: dict[str, str],
+    encoding: str | None = None,
 ) -> tuple[int, int]:
     """Label lines of standard input as they come, one JSON line each on standard output, in order and flushed.
 
-    A line that cannot be labelled is answered in its place, with the reason in `rejected`.
+    A line is a text, or where the run reads columns too a JSON object, which keeps its other fields. A line that
+    cannot be labelled is answered in its place, with the reason in `rejected`.
 
     Args:
         threshold: confidence below which the model abstains.
         prefix: put before the added columns' names.
+        text_column: field of the text in an object.
+        columns: what the run reads beside the text -> field of an object.
         encoding: of the lines; without it, UTF-8 unless a byte order mark says another.
 
     Returns:
         (labelled, rejected) lines.
     """
-    head = b""
+    head, fields = b"", {"text": text_column, **columns} if columns else {}
     while len(head) < 4 and b"\n" not in head and (chunk := os.read(0, READ_BYTES)):  # 4: the longest mark
         head += chunk
     encoding, mark = encoding_of(head, encoding, "standard input")
@@ -39,7 +48,7 @@ def label_stream(
     while True:
         *lines, incomplete = (incomplete + decoder.decode(chunk)).split("\n")
         rows = _rows(lines, number, encoding)
-        labelled += _answer(rows, answers)
+        labelled += _answer(rows, answers, fields)
         number += len(rows)
         before, damaged = damaged, damaged + sum(row.text is None for row in rows)
         if before <= FEW < damaged and encoding == "utf-8":
@@ -47,7 +56,7 @@ def label_stream(
         if not (chunk := os.read(0, READ_BYTES)):
             break
     if incomplete := incomplete + decoder.decode(b"", final=True):
-        labelled += _answer(_rows([incomplete], number, encoding), answers)
+        labelled += _answer(_rows([incomplete], number, encoding), answers, fields)
         number += 1
     return labelled, number - labelled
 
@@ -61,11 +70,23 @@ def _rows(lines: list[str], before: int, encoding: str) -> list[Row]:
     ]
 
 
-def _answer(rows: list[Row], answers: Answers) -> int:
-    """Answer the rows; how many were labelled."""
-    added = answers.of_rows(judge(rows))
-    lines = (json_line({"text": row.text, **more}) for row, more in zip(rows, added, strict=True))
-    sys.stdout.buffer.write(b"".join(lines))
+def _answer(rows: list[Row], answers: Answers, fields: dict[str, str]) -> int:
+    """Answer the rows; how many were labelled.
+
+    Args:
+        fields: `text` and the run's columns -> field of an object; empty where lines are texts.
+    """
+    lines = [{"text": row.text} for row in rows]
+    for row, line in zip(rows, lines, strict=True) if fields else ():
+        if row.fault is None:
+            found, row.fault = read_object(row.text, set(answers.columns))
+        if row.fault is None:
+            row.text = {name: cell(found.get(field)) for name, field in fields.items()}
+            line.clear()
+            line |= found
+    added = answers.of_rows(judge(rows, answers.classifier))
+    answered = (json_line({**line, **more}) for line, more in zip(lines, added, strict=True))
+    sys.stdout.buffer.write(b"".join(answered))
     sys.stdout.buffer.flush()
     return sum(row.fault is None for row in rows)
 

@@ -4,10 +4,13 @@ It is what sentence-transformers computes for all-MiniLM-L6-v2 (its `1_Pooling` 
 Gurevych, Sentence-BERT, https://arxiv.org/abs/1908.10084.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from transformers import AutoModel, PreTrainedModel
 
+from fintune.data.inputs import Input
 from fintune.errors import UserError
 from fintune.model.encoder import EncoderInput, check_tokenizer, refuse_damaged
 from fintune.model.load import load_tokenizer, missing_model
@@ -28,10 +31,10 @@ class Embedder:
         self.model, self.encoder, self.progress = model.eval().requires_grad_(False), encoder, progress
 
     @torch.no_grad()
-    def transform(self, texts: list[str]) -> np.ndarray:
-        """(texts, hidden size) in float64, in the order of `texts`; every row has length 1."""
-        vectors = np.empty((len(texts), self.model.config.hidden_size))
-        for places, batch in self.encoder.batches(list(texts), self.model.device, self.progress):
+    def transform(self, inputs: Sequence[Input]) -> np.ndarray:
+        """(texts, hidden size) in float64, in the order of `inputs`; every row has length 1."""
+        vectors = np.empty((len(inputs), self.model.config.hidden_size))
+        for places, batch in self.encoder.batches(list(inputs), self.model.device, self.progress):
             states = self.model(**batch).last_hidden_state
             vectors[places] = mean_pooled(states, batch["attention_mask"]).double().cpu().numpy()
         return vectors

@@ -1,6 +1,7 @@
 """An encoder with a classification head, and the token ids that it reads."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,8 @@ from transformers import (
 )
 from transformers.utils import cached_file
 
+from fintune.data.inputs import Input, columns_of, text_of
+from fintune.data.load import inputs_of
 from fintune.errors import UserError
 from fintune.model.load import missing_model
 from fintune.recipe.recipe import ModelArguments
@@ -38,10 +41,19 @@ class EncoderArguments(ModelArguments):
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Evaluations on validation without a better one after which training ends."}
     )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Divides the logits of teacher and pupil where the task has soft_labels."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.distillation_temperature < math.inf:
+            raise ValueError(f"distillation_temperature is {self.distillation_temperature}; it takes one above 0")
 
 
 class EncoderInput:
     """A text's own tokens between the encoder's special ones: no instruction, no label.
+
+    Columns are a second segment after the text, such as `ticker: AAPL; source: Reuters`.
 
     Attributes:
         truncated_texts: how many of the texts encoded so far were truncated to `max_length`.
@@ -58,6 +70,9 @@ class EncoderInput:
         """
         self.tokenizer, self.max_length = tokenizer, max_length
         self.truncated_texts = 0
+        self._tells_segments = "token_type_ids" in tokenizer.model_input_names and (
+            getattr(config, "type_vocab_size", 0) > 1
+        )
         # T5 and BART read their answer at the end token: one of it, at the end, or another token is read
         self._end = config.eos_token_id if config.is_encoder_decoder else None
         name, pad = tokenizer.name_or_path, tokenizer.pad_token_id
@@ -70,33 +85,58 @@ class EncoderInput:
         if max_length > positions:
             raise UserError(f"{name}: max_length is {max_length}, the model reads {positions} tokens; lower it")
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Token ids of each text; control tokens inside it (`[SEP]`, `</s>`) stay plain characters.
+    def encode(self, inputs: Sequence[Input]) -> list[list[int]]:
+        """Token ids of each text with its columns; see `features`."""
+        return self.features(inputs)["input_ids"]
+
+    def features(self, inputs: Sequence[Input]) -> dict[str, list[list[int]]]:
+        """`input_ids` of each text, with columns also the `token_type_ids` of a model that has them.
+
+        Control tokens inside a text or a column (`[SEP]`, `</s>`) stay plain characters. Of what is too long the text
+        loses its end, never a column.
 
         Raises:
-            UserError: a text does not end in the end token that the model reads its answer at.
+            UserError: a text does not end in the end token that the model reads its answer at; its columns leave no
+                room for it.
         """
-        if not texts:
-            return []
-        rows = self.tokenizer(list(texts), split_special_tokens=True, verbose=False)["input_ids"]
+        if not inputs:
+            return {"input_ids": []}
+        texts = [text_of(given) for given in inputs]
+        pairs = [_second_segment(given) for given in inputs] if columns_of(inputs[0]) else None
+        keys = ["input_ids", "token_type_ids"] if pairs and self._tells_segments else ["input_ids"]
+        found = self.tokenizer(texts, pairs, split_special_tokens=True, verbose=False)
+        rows = found["input_ids"]
         long = [row for row, ids in enumerate(rows) if len(ids) > self.max_length]
         self.truncated_texts += len(long)
         for row in long:
-            rows[row] = self.tokenizer(
-                texts[row], split_special_tokens=True, truncation=True, max_length=self.max_length
-            )["input_ids"]
+            if fault := self.fault(inputs[row]):
+                raise UserError(f"text {row}: {fault}")
+            settings = {"split_special_tokens": True, "truncation": "only_first", "max_length": self.max_length}
+            shorter = self.tokenizer(texts[row], pairs and pairs[row], **settings)
+            for key in keys:
+                found[key][row] = shorter[key]
         if self._end is not None:
+            ends = rows[0].count(self._end) if pairs else 1  # one after each segment
             for text, ids in zip(texts, rows, strict=True):
-                if ids[-1:] != [self._end] or ids.count(self._end) != 1:
+                if ids[-1:] != [self._end] or ids.count(self._end) != ends:
                     raise UserError(
                         f"{self.tokenizer.name_or_path}: {text[:40]!r} has {ids.count(self._end)} end tokens and ends "
                         f"in {self.tokenizer.decode(ids[-1:])!r}; the model reads its answer at one end token, so let "
                         "the tokenizer's post-processor add it (`add_eos_token` or tokenizer.json)"
                     )
-        return rows
+        return {key: found[key] for key in keys}
+
+    def fault(self, given: Input) -> str | None:
+        """That its columns leave no room for a text; None where they do."""
+        if not columns_of(given):
+            return None
+        frame = len(self.tokenizer("", _second_segment(given), split_special_tokens=True)["input_ids"])
+        if frame < self.max_length:
+            return None
+        return f"its columns take {frame} tokens, of max_length {self.max_length}; shorten them"
 
     def batches(
-        self, texts: list[str], device: torch.device, progress: str | None = None
+        self, inputs: Sequence[Input], device: torch.device, progress: str | None = None
     ) -> Iterator[tuple[list[int], BatchEncoding]]:
         """Texts of like length together, padded, on the device.
 
@@ -104,31 +144,39 @@ class EncoderInput:
             progress: title of a progress bar; None shows none.
 
         Yields:
-            (places in `texts`, `input_ids` and `attention_mask` of these, both (texts, tokens)).
+            (places in `inputs`, `features` and `attention_mask` of these, each (texts, tokens)).
         """
         tokens_per_batch = 4096 if device.type == "cpu" else 65536
-        with tqdm(total=len(texts), desc=progress, disable=progress is None) as bar:
-            for start in range(0, len(texts), AT_ONCE):
-                rows = self.encode(texts[start : start + AT_ONCE])
+        with tqdm(total=len(inputs), desc=progress, disable=progress is None) as bar:
+            for start in range(0, len(inputs), AT_ONCE):
+                features = self.features(inputs[start : start + AT_ONCE])
+                rows = features["input_ids"]
                 order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # little padding
                 while order:
                     size = max(1, tokens_per_batch // max(1, len(rows[order[0]])))
                     at_once, order = order[:size], order[size:]
-                    batch = self.tokenizer.pad({"input_ids": [rows[row] for row in at_once]}, return_tensors="pt")
+                    taken = {key: [values[row] for row in at_once] for key, values in features.items()}
+                    batch = self.tokenizer.pad(taken, return_tensors="pt")
                     yield [start + row for row in at_once], batch.to(device)
                     bar.update(len(at_once))
 
     def training_rows(self, rows: Dataset) -> Dataset:
-        """`input_ids` and `labels` (the label id) of each row, in the rows' order."""
-        return Dataset.from_dict({"input_ids": self.encode(rows["text"]), "labels": list(rows["label"])})
+        """`features` and `labels` (the label id, or probabilities by label id) of each row, in the rows' order."""
+        labels = "probabilities" if "probabilities" in rows.column_names else "label"
+        return Dataset.from_dict({**self.features(inputs_of(rows)), "labels": list(rows[labels])})
 
     def describe(self, row: dict, names: list[str]) -> str:
         """What was truncated, and one training row, special tokens included."""
-        text = self.tokenizer.decode(row["input_ids"])
-        return (
-            f"{self.truncated_texts:,} texts truncated to {self.max_length} tokens\n"
-            f"one row:\n{text} -> {names[row['labels']]}"
-        )
+        text, label = self.tokenizer.decode(row["input_ids"]), row["labels"]
+        if isinstance(label, list):
+            answer = ", ".join(f"{name} {share:.4f}" for name, share in zip(names, label, strict=True))
+        else:
+            answer = names[label]
+        return f"{self.truncated_texts:,} texts truncated to {self.max_length} tokens\none row:\n{text} -> {answer}"
+
+
+def _second_segment(given: Input) -> str:
+    return "; ".join(f"{name}: {value}" for name, value in columns_of(given).items())
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: str, revision: str | None, texts: list[str]) -> None:

@@ -3,15 +3,20 @@
 TF-IDF is the yardstick of every other run too; see fintune/scoring/simple.py.
 """
 
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import numpy as np
+from datasets import Dataset
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import FunctionTransformer
 
+from fintune.data.inputs import Input, columns_of, text_of
 from fintune.data.splits import URL
 from fintune.model.embedding import Embedder, load_embedder
 from fintune.model.load import model_summary
@@ -53,17 +58,37 @@ class LinearArguments(RunArguments):
             raise ValueError("linear_model: embedding needs a model_name_or_path, and no other takes one")
 
 
-def build_features(args: LinearArguments, base: str | None, texts: list[str]):
-    """What turns texts into a classifier's input, by its `transform`; TF-IDF learns its words from the training texts.
+def build_features(args: LinearArguments, base: str | None, inputs: Sequence[Input]):
+    """What `transformed` takes; TF-IDF learns its words from these inputs, of the training rows.
 
     Args:
         base: where the encoder of an embedding is.
     """
     if args.linear_model == "embedding":
+        texts = [text_of(given) for given in inputs]
         return load_embedder(base, args.model_revision, args.max_length, texts, progress="embedding")
     if args.linear_model == "tfidf":
-        return word_features(args.ngram_max).fit(texts)
+        return word_features(args.ngram_max).fit([as_words(given) for given in inputs])
     return FunctionTransformer()  # the texts as they are: the commonest label does not look at them
+
+
+def transformed(features, inputs: Sequence[Input]):
+    """What a classifier takes, by the features of `build_features`."""
+    return features.transform(inputs if isinstance(features, Embedder) else [as_words(given) for given in inputs])
+
+
+def as_words(given: Input) -> str:
+    """A text alone as it is. With columns, after it and for each: the value, and every word joined to that value.
+
+    A linear model adds up what its features say. So that "takes over" can be good news for one ticker and bad for
+    another, "takes_ticker_aapl over_ticker_aapl" are features beside "takes over".
+    """
+    parts = [text_of(given)]
+    for name, value in columns_of(given).items():
+        mark = re.sub(r"\W+", "_", f"_{name}_{value}")
+        words = [match[1] + mark for match in re.finditer(WORD, parts[0].lower()) if match[1]]
+        parts.append(" ".join([mark, *words]))
+    return "\n".join(parts)
 
 
 def build_classifier(args: LinearArguments, C: float | None, class_weights: str | None):
@@ -77,6 +102,33 @@ def build_classifier(args: LinearArguments, C: float | None, class_weights: str 
     if args.linear_model == "embedding":
         return LogisticRegression(C=C, max_iter=1000, class_weight=class_weights)
     return word_classifier(C, class_weights)
+
+
+def fit(classifier, known, rows: Dataset):
+    """The classifier, fitted to its rows' labels, or to the probabilities of each where they have `probabilities`.
+
+    The latter is cross-entropy with soft targets: a row counts once for each label, weighted by its probability. Of
+    `OneVsRestClassifier` each part is fitted so, to the probabilities of its label and of the rest.
+
+    Args:
+        known: the rows' features.
+    """
+    if "probabilities" not in rows.column_names:
+        return classifier.fit(known, rows["label"])
+    probabilities = np.array(rows["probabilities"])
+    if not isinstance(classifier, OneVsRestClassifier):
+        return _fit_weighted(classifier, known, probabilities)
+    classifier.fit(known, rows["label"])  # makes the parts, one for two labels
+    ones = probabilities[:, -len(classifier.estimators_) :]
+    for part, one in zip(classifier.estimators_, ones.T, strict=True):
+        _fit_weighted(part, known, np.stack([1 - one, one], axis=1))
+    return classifier
+
+
+def _fit_weighted(classifier, known, probabilities: np.ndarray):
+    rows, labels = probabilities.nonzero()
+    features = known[rows] if hasattr(known, "shape") else rows  # of `majority`, which does not look at them
+    return classifier.fit(features, labels, sample_weight=probabilities[rows, labels])
 
 
 def word_features(ngram_max: int = 2) -> TfidfVectorizer:

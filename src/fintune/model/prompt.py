@@ -1,5 +1,7 @@
 """Token ids of a prompt and of the labels: training and scoring both come here, so they cannot differ."""
 
+from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import jinja2
@@ -8,6 +10,8 @@ import jinja2.sandbox
 from datasets import Dataset
 from transformers import PreTrainedTokenizerBase
 
+from fintune.data.inputs import Input, as_input, columns_of, input_fault, text_of, wanted
+from fintune.data.load import inputs_of
 from fintune.errors import UserError
 from fintune.recipe.task import Task
 
@@ -30,8 +34,8 @@ class Prompt:
             max_length: tokens of prompt, longest label and end token together; longer texts are truncated.
 
         Raises:
-            UserError: the template has no `{{ text }}`, the tokenizer no usable end, a label cannot be told apart,
-                or the instruction alone is longer than `max_length`.
+            UserError: the template has no `{{ text }}` or uses other columns than the task's, the tokenizer has no
+                usable end, a label cannot be told apart, or the instruction alone is longer than `max_length`.
         """
         self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
         self.truncated_texts = 0
@@ -45,7 +49,8 @@ class Prompt:
         tokenizer.chat_control_tokens = [token for token in tokenizer.get_added_vocab() if not token.isspace()]
         self.label_ids = [[*self._ids_of(name), tokenizer.eos_token_id] for name in task.names]
         self._check_labels()
-        frame = len(self._render([""])[0])
+        self._frame = lru_cache(4096)(lambda columns: len(self._render([as_input("", dict(columns))])[0]))
+        frame = self._frame(tuple((name, "") for name in task.columns))
         self._longest_label = max(map(len, self.label_ids))
         if frame + self._longest_label >= max_length:
             raise UserError(
@@ -53,27 +58,37 @@ class Prompt:
                 f"leaves no room for a text in max_length {max_length}; shorten it or raise max_length"
             )
 
-    def encode(self, texts: list[str]) -> list[list[int]]:
-        """Prompt ids of each text, up to where the label begins.
+    def encode(self, inputs: Sequence[Input]) -> list[list[int]]:
+        """Prompt ids of each text with its columns, up to where the label begins.
 
-        Control tokens inside a text (`<|im_end|>`, `<think>`, ...) stay plain characters. A text too long for
-        `max_length` loses its own end, never the instruction or the label, and is counted in `truncated_texts`.
+        Control tokens inside a text or a column (`<|im_end|>`, `<think>`, ...) stay plain characters. A text too long
+        for `max_length` loses its own end, never a column, the instruction or the label, and is counted in
+        `truncated_texts`.
 
         Raises:
-            UserError: something is not a str, or empty.
+            UserError: something is not a str, or empty; the columns leave no room for a text.
         """
-        for row, text in enumerate(texts):
-            if not isinstance(text, str) or not text.strip():
-                raise UserError(f"text {row} is {text!r}; every text must be a non-empty string")
-        if not texts:
+        for row, given in enumerate(inputs):
+            if input_fault(given, self.task.columns):
+                raise UserError(f"text {row} is {given!r}; {wanted(self.task.columns)}")
+        if not inputs:
             return []
         room = self.max_length - self._longest_label
-        prompts = self._render(texts)
+        prompts = self._render(inputs)
         for row, ids in enumerate(prompts):
             if len(ids) > room:
-                prompts[row] = self._truncated(texts[row], len(ids) - room, room)
+                if fault := self.fault(inputs[row]):
+                    raise UserError(f"text {row}: {fault}")
+                prompts[row] = self._truncated(inputs[row], len(ids) - room, room)
                 self.truncated_texts += 1
         return prompts
+
+    def fault(self, given: Input) -> str | None:
+        """That its columns leave no room for a text; None where they do."""
+        frame = self._frame(tuple(columns_of(given).items()))
+        if frame + self._longest_label < self.max_length:
+            return None
+        return f"its columns take the prompt to {frame} tokens, of max_length {self.max_length}; shorten them"
 
     def training_rows(self, rows: Dataset, class_weights: list[float] | None = None) -> Dataset:
         """`input_ids` and `labels` of each row, in the rows' order: trained are the label's tokens and its end.
@@ -86,7 +101,9 @@ class Prompt:
             ids = {"input_ids": text_ids + label_ids, "labels": [IGNORE] * len(text_ids) + label_ids}
             return ids | ({"weight": class_weights[label]} if class_weights else {})
 
-        return Dataset.from_list([row(*pair) for pair in zip(self.encode(rows["text"]), rows["label"], strict=True)])
+        return Dataset.from_list(
+            [row(*pair) for pair in zip(self.encode(inputs_of(rows)), rows["label"], strict=True)]
+        )
 
     def show(self, row: dict) -> str:
         """A training row as text, its trained tokens between ⟦ ⟧."""
@@ -103,24 +120,26 @@ class Prompt:
             f"one row, its trained tokens in ⟦⟧:\n{self.show(row)}"
         )
 
-    def turn(self, text: str) -> str:
+    def turn(self, given: Input) -> str:
         """What the user says in the chat."""
-        return self._template.render(text=text.strip(), labels=self.task.names).removesuffix(self._remove)
+        variables = {"text": text_of(given).strip(), "labels": self.task.names, **columns_of(given)}
+        return self._template.render(variables).removesuffix(self._remove)
 
-    def _render(self, texts: list[str]) -> list[list[int]]:
+    def _render(self, inputs: Sequence[Input]) -> list[list[int]]:
         return self.tokenizer.apply_chat_template(
-            [[{"role": "user", "content": self.turn(text)}] for text in texts],
+            [[{"role": "user", "content": self.turn(given)}] for given in inputs],
             add_generation_prompt=True,
             enable_thinking=False,  # the assistant's turn then opens with Qwen3's empty think block
             sanitize_control_tokens=True,
         )["input_ids"]
 
-    def _truncated(self, text: str, excess: int, room: int) -> list[int]:
+    def _truncated(self, given: Input, excess: int, room: int) -> list[int]:
         """The longest beginning of a text that fits, to within a token: shorter by the excess until it does."""
+        text, columns = text_of(given), columns_of(given)
         while True:
             offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
             text = text[: offsets[-min(excess, len(offsets))][0]]
-            ids = self._render([text])[0]
+            ids = self._render([as_input(text, columns)])[0]
             excess = len(ids) - room
             if excess <= 0:
                 return ids
@@ -168,6 +187,11 @@ def _user_turn(task: Task) -> jinja2.Template:
         variables = jinja2.meta.find_undeclared_variables(environment.parse(source))
     except jinja2.TemplateSyntaxError as error:
         raise UserError(f"{task.template}:{error.lineno}: {error.message}; fix the template") from error
-    if "text" not in variables or variables - {"text", "labels"}:
-        raise UserError(f"{task.template}: uses {sorted(variables)}; it must use {{{{ text }}}} and may use labels")
+    needed = {"text", *task.columns}
+    if needed - variables or variables - needed - {"labels"}:
+        must = " and ".join(f"{{{{ {name} }}}}" for name in ("text", *task.columns))
+        raise UserError(
+            f"{task.template}: uses {sorted(variables)}; it must use {must} and may use labels (other columns of the "
+            "file after `columns` names them in the task's YAML)"
+        )
     return environment.from_string(source)

@@ -1,11 +1,13 @@
 """A Qwen3 of about 3 million parameters, built on the spot: the same method on any machine, no download."""
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
 
+from fintune.data.inputs import Input, columns_of, text_of
 from fintune.model.prompt import NO_THINK, read_template
 from fintune.recipe.recipe import SftArguments
 from fintune.recipe.task import Task
@@ -19,19 +21,19 @@ CONTROL_TOKENS = ["<tool_response>", "</tool_response>", "<think>", "</think>"]
 
 
 def build_tiny(
-    folder: Path, task: Task, texts: list[str], run_args: SftArguments, training_args: TrainingArguments
+    folder: Path, task: Task, inputs: Sequence[Input], run_args: SftArguments, training_args: TrainingArguments
 ) -> str:
     """Write a random Qwen3 and a BPE tokenizer to `folder`, in `from_pretrained` form, and return its path.
 
     Args:
-        texts: training texts; the vocabulary comes from them, the task's template and its label names.
+        inputs: of the training rows; the vocabulary comes from them, the task's template and its label names.
         run_args: `tiny_config` and `tiny_vocab_size` of the recipe.
         training_args: its seed draws the weights.
     """
     if training_args.process_index > 0:  # the first of several processes has written it
         return str(folder)
     shutil.rmtree(folder, ignore_errors=True)
-    tokenizer = train_tokenizer(task, texts, run_args.tiny_vocab_size)
+    tokenizer = train_tokenizer(task, inputs, run_args.tiny_vocab_size)
     set_seed(training_args.seed)
     config = Qwen3Config(
         vocab_size=len(tokenizer),
@@ -45,8 +47,8 @@ def build_tiny(
     return str(folder)
 
 
-def train_tokenizer(task: Task, texts: list[str], vocab_size: int) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with Qwen3's pre-tokeniser and control tokens, trained on the task's own texts."""
+def train_tokenizer(task: Task, inputs: Sequence[Input], vocab_size: int) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with Qwen3's pre-tokeniser and control tokens, trained on the task's own texts and columns."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
@@ -63,7 +65,8 @@ def train_tokenizer(task: Task, texts: list[str], vocab_size: int) -> PreTrained
     )
     # the instruction and the labels are in every row, so their words should be whole: weigh them like frequent words
     frame = [read_template(task), *task.names, NO_THINK, "user", "assistant"]
-    tokenizer.train_from_iterator([*texts, *frame * 50], trainer)
+    words = [part for given in inputs for part in (text_of(given), *columns_of(given).values())]
+    tokenizer.train_from_iterator([*words, *frame * 50], trainer)
     tokenizer.add_special_tokens(SPECIAL_TOKENS)
     tokenizer.add_tokens(CONTROL_TOKENS)
     return PreTrainedTokenizerFast(

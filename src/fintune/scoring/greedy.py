@@ -1,19 +1,22 @@
 """What a causal language model answers when it may say anything: a check on the model, not a way of scoring."""
 
+from collections.abc import Sequence
+
 import torch
 from transformers import PreTrainedModel
 
+from fintune.data.inputs import Input
 from fintune.model.forward import evaluation
 from fintune.model.prompt import Prompt
 
 
-def greedy_label_rate(model: PreTrainedModel, prompt: Prompt, texts: list[str]) -> dict:
+def greedy_label_rate(model: PreTrainedModel, prompt: Prompt, inputs: Sequence[Input]) -> dict:
     """Greedy generation on a few texts: the share of answers that are a label and its end.
 
     Returns:
         rows, share and, where there is a miss, first_miss (its text) and first_miss_lacks_end.
     """
-    prompts = prompt.encode(texts)
+    prompts = prompt.encode(inputs)
     longest, new_tokens = max(map(len, prompts)), max(map(len, prompt.label_ids))
     ids = torch.full((len(prompts), longest), prompt.tokenizer.pad_token_id)
     for row, prompt_ids in enumerate(prompts):

@@ -5,7 +5,7 @@ not see each other: [instruction (cached) | text | label tree]. Log-probabilitie
 time (float32: 1e-4), whatever the batch.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from peft import PeftModel
 from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, PreTrainedModel
 
+from fintune.data.inputs import Input
 from fintune.errors import UserError
 from fintune.model.attention import CACHED_PREFIX
 from fintune.model.forward import common_prefix, evaluation, last_mlp_at
@@ -100,33 +101,33 @@ class LabelScorer:
         on_cpu = self.model.device.type == "cpu"
         self.tokens_per_batch = tokens_per_batch or (1024 if on_cpu else 32768)
 
-    def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
+    def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
         """(texts, labels) probabilities; see `log_likelihoods`."""
-        scores = self.log_likelihoods(texts, progress)
+        scores = self.log_likelihoods(inputs, progress)
         scores = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
         return scores / scores.sum(axis=1, keepdims=True)
 
-    def log_likelihoods(self, texts: list[str], progress: str | None = None) -> np.ndarray:
+    def log_likelihoods(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
         """Natural-log likelihood of each label with its end token after each text.
 
         Args:
-            texts: non-empty strings.
+            inputs: non-empty strings, or those with columns; see `Prompt.encode`.
             progress: title of a progress bar; None shows none.
 
         Returns:
-            (texts, labels) float64, in the order of `texts` and of the label ids.
+            (texts, labels) float64, in the order of `inputs` and of the label ids.
 
         Raises:
-            UserError: a text is not a string, or empty.
+            UserError: as `Prompt.encode`.
         """
-        scores = np.empty((len(texts), len(self.tree.paths)))
+        scores = np.empty((len(inputs), len(self.tree.paths)))
         prefix, cache = [], []
         with (
             evaluation(self.model, CACHED_PREFIX),
-            tqdm(total=len(texts), desc=progress, disable=progress is None) as bar,
+            tqdm(total=len(inputs), desc=progress, disable=progress is None) as bar,
         ):
-            for start in range(0, len(texts), AT_ONCE):
-                prompts = self.encoder.encode(texts[start : start + AT_ONCE])
+            for start in range(0, len(inputs), AT_ONCE):
+                prompts = self.encoder.encode(inputs[start : start + AT_ONCE])
                 if not start:
                     prefix = prompts[0][: common_prefix(prompts)]
                     cache = self._prefix_cache(prefix) if prefix else []
@@ -201,9 +202,9 @@ class LabelScorer:
             sums.append(torch.stack([edges[:, path].sum(dim=1) for path in self.tree.paths], dim=1))
         return torch.cat(sums).numpy()
 
-    def further_metrics(self, texts: list[str]) -> dict:
+    def further_metrics(self, inputs: Sequence[Input]) -> dict:
         """`greedy_label_rate` of the first texts."""
-        return {"greedy_label_rate": greedy_label_rate(self.wrapped, self.encoder, texts[:GREEDY_ROWS])}
+        return {"greedy_label_rate": greedy_label_rate(self.wrapped, self.encoder, inputs[:GREEDY_ROWS])}
 
     def merge(self) -> None:
         """Add the adapter to the weights where they are float32: exact to 1e-6, and a score takes half as long."""
@@ -218,6 +219,11 @@ class LabelScorer:
     @property
     def _is_quantized(self) -> bool:
         return getattr(self.model, "is_quantized", False)
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what was trained, an adapter without its base, and the tokenizer."""
+        self.wrapped.save_pretrained(folder)
+        self.encoder.tokenizer.save_pretrained(folder)
 
     def save_merged(self, folder: Path, run_dir: Path) -> None:
         """Write the model with its adapter merged in, and the tokenizer, in `from_pretrained` form.

@@ -1,6 +1,7 @@
 """Label probabilities of a linear model, which is kept in one file of skops: no pickle, and no code in it."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from zipfile import ZIP_DEFLATED, ZipFile
@@ -8,8 +9,10 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 from sklearn.pipeline import Pipeline
 
+from fintune.data.inputs import Input
 from fintune.errors import UserError
 from fintune.model.embedding import Embedder
+from fintune.model.linear import transformed
 from fintune.scoring.scorer import Encoder
 
 # skops takes seconds to import: only the functions that need it do
@@ -42,6 +45,9 @@ class WholeTexts:
     max_length: None = None
     truncated_texts: int = 0
 
+    def fault(self, given: Input) -> None:
+        """Nothing is too long."""
+
 
 class LinearScorer:
     """Scores texts with a fitted scikit-learn classifier; see `fintune.scoring.scorer.Scorer`."""
@@ -51,18 +57,18 @@ class LinearScorer:
     def __init__(self, features, classifier):
         """
         Args:
-            features: its `transform` turns texts into what the classifier takes.
+            features: see `fintune.model.linear.transformed`.
         """
         self.features, self.classifier = features, classifier
         self.encoder: Encoder = features.encoder if isinstance(features, Embedder) else WholeTexts()
 
-    def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
-        """(texts, labels) float64, in the order of `texts` and of the label ids; there is no bar of its own."""
-        if not texts:  # scikit-learn refuses them
+    def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
+        """(texts, labels) float64, in the order of `inputs` and of the label ids; there is no bar of its own."""
+        if not inputs:  # scikit-learn refuses them
             return np.empty((0, len(self.classifier.classes_)))
-        return np.asarray(self.classifier.predict_proba(self.features.transform(texts)))
+        return np.asarray(self.classifier.predict_proba(transformed(self.features, inputs)))
 
-    def further_metrics(self, texts: list[str]) -> dict:
+    def further_metrics(self, inputs: Sequence[Input]) -> dict:
         """Empty: a linear model can only answer with a label."""
         return {}
 

@@ -1,11 +1,14 @@
 """One interface for every kind of model, one way to evaluate it and one way to calibrate it."""
 
 import time
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
-from fintune.data.load import TaskData
+from fintune.data.inputs import Input
+from fintune.data.load import TaskData, inputs_of
 from fintune.recipe.task import Task
 from fintune.scoring.calibration import fit_temperature, scaled
 from fintune.scoring.curves import expected_calibration_error
@@ -14,7 +17,7 @@ from fintune.scoring.simple import simple_models
 
 
 class Encoder(Protocol):
-    """Turns texts into what a model reads.
+    """Turns texts, in a task with columns together with these, into what a model reads.
 
     Attributes:
         max_length: tokens; a longer text loses its end. None where texts are read whole.
@@ -23,6 +26,9 @@ class Encoder(Protocol):
 
     max_length: int | None
     truncated_texts: int
+
+    def fault(self, given: Input) -> str | None:
+        """That its columns leave no room for a text; None where they do."""
 
 
 class Scorer(Protocol):
@@ -35,17 +41,20 @@ class Scorer(Protocol):
     encoder: Encoder
     exact: bool
 
-    def probabilities(self, texts: list[str], progress: str | None = None) -> np.ndarray:
-        """(texts, labels) float64, in the order of `texts` and of the label ids; `progress` titles a bar."""
+    def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
+        """(texts, labels) float64, in the order of `inputs` and of the label ids; `progress` titles a bar."""
 
-    def further_metrics(self, texts: list[str]) -> dict:
+    def further_metrics(self, inputs: Sequence[Input]) -> dict:
         """Figures that only this kind of model has, such as the share of greedy answers that are a label."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what was trained, and the tokenizer."""
 
 
 def calibrate(scorer: Scorer, data: TaskData) -> dict:
     """One temperature, fitted on the validation split; see `fit_temperature`."""
     rows = data.splits["validation"]
-    return fit_temperature(scorer.probabilities(rows["text"], progress="calibrating"), rows["label"])
+    return fit_temperature(scorer.probabilities(inputs_of(rows), progress="calibrating"), rows["label"])
 
 
 def evaluate(
@@ -58,12 +67,13 @@ def evaluate(
 
     Returns:
         (metrics, predictions): metrics of `LabelMetrics` with `accuracy_clean`, `ece_uncalibrated`, speed,
-        `texts_truncated` and what `simple` models reach on the same rows; one prediction a row: file, line, text,
-        label, prediction, clean, calibrated probabilities by label name.
+        `texts_truncated` and what `simple` models reach on the same rows; one prediction a row: file, line, text
+        (and columns), label, prediction, clean, calibrated probabilities by label name.
     """
     rows = data.splits[split]
+    inputs = inputs_of(rows)
     truncated_before, started = scorer.encoder.truncated_texts, time.perf_counter()
-    raw = scorer.probabilities(rows["text"], progress=f"scoring {split}")
+    raw = scorer.probabilities(inputs, progress=f"scoring {split}")
     seconds = time.perf_counter() - started
     probabilities = scaled(raw, temperature)
     metrics = LabelMetrics().compute(predictions=probabilities, references=rows["label"], label_names=task.names)
@@ -75,12 +85,13 @@ def evaluate(
     metrics["seconds"], metrics["rows_per_second"] = seconds, len(rows) / seconds
     metrics["texts_truncated"] = scorer.encoder.truncated_texts - truncated_before
     metrics["simple"] = simple_models(task, data, split, correct)
-    metrics |= scorer.further_metrics(rows["text"])
+    metrics |= scorer.further_metrics(inputs)
     predictions = [
         {
             "file": row["file"],
             "line": row["line"],
             "text": row["text"],
+            **({"columns": row["columns"]} if task.columns else {}),
             "label": task.names[row["label"]],
             "prediction": task.names[answer],
             "clean": is_clean,

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from fintune.data.load import TaskData
-from fintune.model.linear import word_classifier, word_features
+from fintune.data.load import TaskData, inputs_of
+from fintune.model.linear import as_words, transformed, word_classifier, word_features
 from fintune.recipe.task import Task
 from fintune.scoring.paired import exact_mcnemar
 
@@ -23,12 +23,12 @@ def simple_models(task: Task, data: TaskData, split: str, correct: np.ndarray) -
     found = {"majority class": _beside(correct, truth == commonest) | {"label": task.names[commonest]}}
     features = word_features()
     try:
-        seen = features.fit_transform(train["text"])
+        seen = features.fit_transform([as_words(given) for given in inputs_of(train)])
     except ValueError:  # no text holds a word
         return found
     if len(set(known)) > 1:
         answers = word_classifier(class_weights=task.class_weights).fit(seen, known)
-        found["TF-IDF"] = _beside(correct, answers.predict(features.transform(rows["text"])) == truth)
+        found["TF-IDF"] = _beside(correct, answers.predict(transformed(features, inputs_of(rows))) == truth)
     return found
 
 

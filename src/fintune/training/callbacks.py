@@ -1,16 +1,27 @@
-"""Callbacks of a training: validation accuracy, and one line on what its curves mean while it still runs."""
+"""Callbacks of a training: validation accuracy, a line an evaluation, and one on what its curves mean meanwhile."""
 
 import math
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from statistics import mean, median
 
 import torch
 import wandb
 from scipy.stats import binomtest
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
-from fintune.data.load import TaskData
+from fintune.data.load import TaskData, inputs_of
 from fintune.errors import UserError
 from fintune.model.load import is_sharded
 from fintune.model.prompt import Prompt
@@ -33,10 +44,49 @@ class ScoreValidation(TrainerCallback):
     def on_evaluate(self, args, state, control, model, metrics, **kwargs):
         if is_sharded(self.trainer):  # scoring calls layers by itself, past the hooks that gather their weights
             return
-        probabilities = LabelScorer(model, self.prompt).probabilities(self.rows["text"])
+        probabilities = LabelScorer(model, self.prompt).probabilities(inputs_of(self.rows))
         correct = probabilities.argmax(axis=1) == self.rows["label"]
         metrics["eval_accuracy"] = float(correct.mean())
         self.trainer.log({"eval_accuracy": metrics["eval_accuracy"]})
+
+
+class QuietBar(ProgressCallback):
+    """The Trainer's bar without the dicts that it prints."""
+
+    def on_log(self, args, state, control, **kwargs):
+        pass
+
+
+class EvaluationLine(TrainerCallback):
+    """Prints each evaluation in one line: where the training is, how good, how fast it learns, how long it takes."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first = time.perf_counter(), state.global_step
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        last = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
+        done = state.global_step - self.first
+        left = (time.perf_counter() - self.started) / max(1, done) * (state.max_steps - state.global_step)
+        found = {
+            "loss": (last.get("loss"), ".3g"),
+            "validation accuracy": (metrics.get("eval_accuracy"), ".4f"),  # a shared model is not scored
+            "learning rate": (last.get("learning_rate"), ".2g"),
+        }
+        parts = [f"{name} {float(value):{form}}" for name, (value, form) in found.items() if value is not None]
+        parts.append(f"{timedelta(seconds=round(left))} left")
+        where = f"step {state.global_step:,}/{state.max_steps:,}, epoch {state.epoch:.3g}"
+        tqdm.write(f"{where}: {', '.join(parts)}")
+        sys.stdout.flush()
+
+
+def show_progress(trainer: Trainer) -> None:
+    """A bar, unless `disable_tqdm` is set, and a line an evaluation, in place of the Trainer's printed dicts."""
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(QuietBar)
+    trainer.add_callback(EvaluationLine)
 
 
 class CurveWatch(TrainerCallback):
@@ -112,7 +162,7 @@ class CurveWatch(TrainerCallback):
         if self.prompt is None or is_sharded(self.trainer):
             return
         rows = self.data.splits["validation"].select(range(min(ROWS, len(self.data.splits["validation"]))))
-        answers = greedy_label_rate(model, self.prompt, rows["text"][:8])
+        answers = greedy_label_rate(model, self.prompt, inputs_of(rows)[:8])
         thought = answers.get("first_miss", "").partition("<think>")[2]
         if thought.replace("<think>", "").strip():  # words after it, where an untrained model only repeats a token
             self.say(
@@ -125,10 +175,10 @@ class CurveWatch(TrainerCallback):
 
     def _compare_noise(self, model: PreTrainedModel, rows, alpha: float) -> None:
         """Exact McNemar test of the answers with noise against those without."""
-        labels = rows["label"]
-        plain = LabelScorer(model, self.prompt).probabilities(rows["text"]).argmax(axis=1) == labels
-        with noisy(model, alpha, mean(map(len, self.prompt.encode(rows["text"])))):
-            noised = LabelScorer(model, self.prompt).probabilities(rows["text"]).argmax(axis=1) == labels
+        inputs, labels = inputs_of(rows), rows["label"]
+        plain = LabelScorer(model, self.prompt).probabilities(inputs).argmax(axis=1) == labels
+        with noisy(model, alpha, mean(map(len, self.prompt.encode(inputs)))):
+            noised = LabelScorer(model, self.prompt).probabilities(inputs).argmax(axis=1) == labels
         lost, won = int((plain & ~noised).sum()), int((noised & ~plain).sum())
         if lost > won and binomtest(lost, lost + won).pvalue < 0.05:
             self.say(
