@@ -115,8 +115,8 @@ def test_mistakes_are_found_before_a_model_library_is_imported(run_folder):
     mistakes = [
         (["predict", "runs/none", "news.csv", *out], "runs/none: not a finished run"),
         ([*predict, "none.csv", *out], "none.csv: no such file"),
-        ([*predict, "news.txt", "-o", "out.txt"], "news.txt: ends in none of .csv"),
-        ([*predict, "news.csv", "-o", "out.jsonl"], "out.jsonl: what is made of news.csv ends in .csv"),
+        ([*predict, "news.xls", "-o", "out.xls"], "news.xls: ends in none of .csv"),
+        ([*predict, "news.csv", "-o", "out.jsonl"], "what is made of news.csv ends in .csv"),
         ([*predict, "news.csv", *out], "column 'text' is missing from the header"),
         ([*predict, "news.csv", "--text-column", "title", "-o", "labelled.csv"], "labelled.csv: already exists"),
         ([*predict, "labelled.csv", "--text-column", "title", *out], "has a column 'label' already"),
