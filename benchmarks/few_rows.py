@@ -1,4 +1,4 @@
-"""A made-up file of headlines in four uneven classes, as people bring one: `python benchmarks/few_rows.py 300 > news.csv`.
+"""Headlines made up in four uneven classes, as people bring them: `python benchmarks/few_rows.py 300 > news.csv`.
 
 Words tell the classes apart, so TF-IDF gets nearly all of them right; see docs/method.md, "Few rows".
 """
@@ -7,7 +7,8 @@ import csv
 import random
 import sys
 
-COMPANIES = "Alder Birch Cedar Elm Fir Hazel Larch Maple Oak Pine Rowan Willow Aspen Beech Holly Juniper".split()
+COMPANIES = ["Alder", "Birch", "Cedar", "Elm", "Fir", "Hazel", "Larch", "Maple", "Oak", "Pine", "Rowan", "Willow"]
+COMPANIES += ["Aspen", "Beech", "Holly", "Juniper"]
 KINDS = ["plc", "Group", "Bank", "Energy", "Foods", "Steel", "Motors", "Pharma", ""]
 ENDS = [
     "on Monday",

@@ -3,7 +3,6 @@
 import csv
 import importlib.util
 import json
-import math
 
 import pytest
 import torch
@@ -17,14 +16,18 @@ from fintune.recipe.recipe import SftArguments, parse_recipe
 
 @pytest.fixture
 def mine(task_folder, capsys):
-    """Task `mine`, prepared from a CSV of 300 headlines of four uneven classes; and small.yaml that keeps checkpoints."""
+    """Task `mine`, prepared from 300 headlines of four uneven classes, and kept.yaml, whose checkpoints are kept."""
     spec = importlib.util.spec_from_file_location("few_rows", ROOT / "benchmarks/few_rows.py")
     few_rows = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(few_rows)
     with (task_folder / "news.csv").open("w", newline="") as file:
         csv.writer(file).writerows([("title", "tone"), *few_rows.made_up(300)])
     command(["prepare", "news.csv", "--text", "title", "--label", "tone", "--task", "mine"])
-    (task_folder / "kept.yaml").write_text("extends: small.yaml\nsave_strategy: epoch\nlearning_rate: 1e-2\n")
+    shape = "{hidden_size: 128, intermediate_size: 256, num_hidden_layers: 2, num_attention_heads: 4, "
+    (task_folder / "kept.yaml").write_text(
+        "extends: small.yaml\nsave_strategy: epoch\nlearning_rate: 4e-3\nper_device_train_batch_size: 24\n"
+        f"tiny_config: {shape}num_key_value_heads: 2, head_dim: 32, tie_word_embeddings: true}}\n"
+    )
     capsys.readouterr()
     return task_folder
 
@@ -35,10 +38,10 @@ def train(*words: str) -> dict:
 
 
 def test_a_prepared_file_of_300_rows_and_four_uneven_classes_reaches_tfidf(mine, capsys):
-    result = train("--min_steps", "110", "--per_device_train_batch_size", "24")
+    result = train("--min_steps", "110")
     said, training, rows = capsys.readouterr().out, result["training"], result["data"]["rows"]["train"]
-    assert 230 < rows <= 240  # 10 steps an epoch
-    assert f"steps: {rows} rows are 10 steps an epoch: 12 epochs instead of 3, for min_steps 110" in said
+    assert rows == 240
+    assert "steps: 240 rows are 10 steps an epoch: 12 epochs instead of 3, for min_steps 110" in said
     simple = result["test"]["simple"]
     assert result["test"]["accuracy"] >= simple["TF-IDF"]["accuracy"] > simple["majority class"]["accuracy"]
     assert "No better than" not in said
@@ -58,10 +61,10 @@ def test_few_rows_without_enough_steps_end_in_the_command_that_does_better(mine,
     monkeypatch.setattr(machine, "free_gpu_gib", lambda: 0.0)
     result = train("--num_train_epochs", "1", "--learning_rate", "1e-5")
     said = " ".join(capsys.readouterr().out.split())
-    assert result["training"]["steps"] == math.ceil(result["data"]["rows"]["train"] / 12)
+    assert result["training"]["steps"] == 10
     assert "instead of" not in said and "min_steps" not in json.dumps(result["identity"])
     tfidf = "train_linear.py data/mine.yaml configs/baselines/tfidf.yaml"
-    assert f"first choice: {result['data']['rows']['train']} training rows and no GPU" in said
+    assert "first choice: 240 training rows and no GPU" in said
     assert said.count(tfidf) == 2  # before it trains, and at the end
     assert "No better than always answering 'payout'" in said
     assert "No better than TF-IDF on the same rows" in said and "make baselines TASKS=mine" in said

@@ -107,8 +107,8 @@ def better_first(task: str, rows: int) -> str | None:
     if rows >= FEW_LABELS or free_gpu_gib():
         return None
     return (
-        f"first choice: {rows} training rows and no GPU. Below about {FEW_LABELS} TF-IDF, or better the frozen MiniLM "
-        f"(minilm-l6-frozen.yaml), takes seconds and labels as well or better: {linear_command(task)}"
+        f"first choice: {rows} training rows and no GPU. Below about {FEW_LABELS} TF-IDF or the frozen MiniLM "
+        f"(minilm-l6-frozen.yaml) labels as well or better, in seconds (docs/ablations.md): {linear_command(task)}"
     )
 
 

@@ -79,10 +79,10 @@ def no_better(result: dict) -> list[str]:
     """Where a trained run is not above the commonest label or TF-IDF on the same rows: that, and what to try."""
     test, base, steps = result[result["split"]], result["model"]["base"], result["training"].get("steps")
     majority, words = test["simple"]["majority class"], test["simple"].get("TF-IDF")
-    more = f"more steps (--min_steps {2 * steps}), " * bool(steps) + "more labels"
+    more = f"more steps (--min_steps {2 * steps}), more labels" if steps else "more labels"
     lines = []
     if base != "majority" and (test["accuracy"] <= majority["accuracy"] or majority["p"] >= 0.05):
-        rate = "a higher --learning_rate, " * bool(steps)
+        rate = "a higher --learning_rate, " if steps else ""
         lines += [
             f"No better than always answering {majority['label']!r}: the model has not learnt the task. Try {rate}"
             f"`class_weights: balanced` in the task's YAML, {more}."
