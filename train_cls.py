@@ -42,7 +42,9 @@ def main(argv: list[str]) -> None:
     eval_dataset = encoder.training_rows(data.splits["validation"])
     session.start(recipe, data, encoder.describe(train_dataset[0], task.names))
 
-    # The method: cross-entropy on the label, every weight trained, until validation accuracy stops rising
+    # The method: cross-entropy on the label, or KL from a teacher's probabilities where the task has `soft_labels`;
+    # every weight trained, until validation accuracy stops rising
+    smoothing, temperature = training_args.label_smoothing_factor, run_args.distillation_temperature
     trainer = EncoderTrainer(
         model=model,
         args=training_args,
@@ -50,7 +52,7 @@ def main(argv: list[str]) -> None:
         eval_dataset=eval_dataset,
         data_collator=DataCollatorWithPadding(tokenizer),
         processing_class=tokenizer,
-        compute_loss_func=loss_of(data.class_weights(task), training_args.label_smoothing_factor),
+        compute_loss_func=loss_of(data.class_weights(task), smoothing, temperature),
         compute_metrics=accuracy,
         preprocess_logits_for_metrics=label_logits,
     )
@@ -66,9 +68,9 @@ def main(argv: list[str]) -> None:
     calibration = calibrate(scorer, data)
     metrics, predictions = evaluate(scorer, task, data, calibration["temperature"])
     result = make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
-    save_run(recipe, result, predictions, trainer.model, tokenizer)
+    save_run(recipe, result, predictions, scorer)
     print_result(result, recipe.folder)
-    tracking.log_result(recipe, result, predictions)
+    tracking.log_result(recipe, result, predictions, trainer)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from fintune.data.load import load_data
 from fintune.errors import run
-from fintune.model.linear import LinearArguments, build_classifier, build_features, linear_summary
+from fintune.model.linear import LinearArguments, build_classifier, build_features, fit, linear_summary
 from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
 from fintune.results.folder import make_result, save_run
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> None:
     features = build_features(run_args, base, train["text"])
     known, held_out = features.transform(train["text"]), features.transform(validation["text"])
     for C in run_args.C if run_args.linear_model != "majority" else [None]:
-        candidate = build_classifier(run_args, C, task.class_weights).fit(known, train["label"])
+        candidate = fit(build_classifier(run_args, C, task.class_weights), known, train)
         accuracy = float((candidate.predict(held_out) == validation["label"]).mean())
         log.append({"C": C, "eval_accuracy": accuracy})
         print(f"validation: accuracy {accuracy:.4f} with C {C}")

@@ -71,9 +71,9 @@ def main(argv: list[str]) -> None:
     calibration = calibrate(scorer, data)
     metrics, predictions = evaluate(scorer, task, data, calibration["temperature"])
     result = make_result(recipe, data, metrics, model=summary, training=training, calibration=calibration)
-    save_run(recipe, result, predictions, model, tokenizer)
+    save_run(recipe, result, predictions, scorer)
     print_result(result, recipe.folder)
-    tracking.log_result(recipe, result, predictions)
+    tracking.log_result(recipe, result, predictions, trainer)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Training and scoring of short texts against the stock ways on a CPU: `make bench`, 11 minutes on two cores.
 
+`--layers` compares stock, fused and compiled layers instead, in the shapes of `tiny` and of SmolLM2-135M.
+
 The model is a random Qwen3 of 30 million parameters (512 wide, 8 layers, 8 and 4 heads, vocabulary 8,192), so that its
 body and not its vocabulary costs the time; speed does not depend on the weights. Texts are those of the two tasks.
 How scoring grows from 1,000 to 100,000 rows is measured with the shape of `tiny`, and drawn.
@@ -43,20 +45,37 @@ GOALS = [
     ("scoring", "label tree", "request per label", (None, 35)),
 ]
 
+SMOLLM2 = {  # config.json of HuggingFaceTB/SmolLM2-135M-Instruct; its vocabulary is not trained and costs little
+    "vocab_size": 8192,
+    "hidden_size": 576,
+    "intermediate_size": 1536,
+    "num_hidden_layers": 30,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "head_dim": 64,
+    "tie_word_embeddings": True,
+}
+
 GROWTH = [1_000, 3_000, 10_000, 30_000, 100_000]  # rows
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--name", default=platform.node(), help="of the result's file: the machine's host name")
-    name = parser.parse_args().name
+    parser.add_argument("--layers", action="store_true", help="only kinds of layers, 5 minutes")
+    args = parser.parse_args()
+    name, tiny = args.name, read_layer(measure.ROOT / "configs/tiny.yaml")["tiny_config"] | {"vocab_size": 8192}
+    if args.layers:
+        found = {"tiny": measure.layers_compared(tiny), "smollm2-135m": measure.layers_compared(SMOLLM2)}
+        measure.save({"machine": machine.description(), "layers": found}, f"{name}-layers")
+        return
     counts = measure.operations()
     show_operations(counts)
     model = measure.random_model(SHAPE, "cpu", "float32")
     report = {"machine": machine.description()}
     report |= measure.compare(model, GOALS, ROUNDS, UPDATES, TEXTS, PER_LABEL, BATCHES)
     measure.show(report)
-    report |= {"model": SHAPE | {"dtype": "float32"}, "operations": dict(counts.most_common()), "growth": growth()}
+    report |= {"model": SHAPE | {"dtype": "float32"}, "operations": dict(counts.most_common()), "growth": growth(tiny)}
     measure.save(report, name)
     draw(report, measure.RESULTS / f"{name}-growth.png")
 
@@ -70,10 +89,9 @@ def show_operations(counts: Counter) -> None:
     Console().print(table)
 
 
-def growth() -> list[dict]:
+def growth(shape: dict) -> list[dict]:
     """Rows per second and peak memory of scoring the sentiment sample's texts, made distinct by a number."""
     prompt, data = measure.setting("sentiment")
-    shape = read_layer(measure.ROOT / "configs/tiny.yaml")["tiny_config"] | {"vocab_size": 8192}
     scorer = LabelScorer(measure.random_model(shape, "cpu", "float32"), prompt)
     texts = list(data.splits["train"]["text"])
     scorer.probabilities(texts)  # warm-up

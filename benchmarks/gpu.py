@@ -45,7 +45,7 @@ SHAPE = {  # config.json of Qwen/Qwen3-8B
     "tie_word_embeddings": False,
 }
 SMALL = SHAPE | {"vocab_size": 8192, "hidden_size": 512, "intermediate_size": 768, "num_hidden_layers": 4}  # to check
-DEVICE = "cuda"
+DEVICE, COMPILER = "cuda", "inductor"
 STARTED = psutil.Process().create_time()  # importing takes a while too
 SIZES = 5, 2, 480, 48, [32, 64, 128]  # rounds; updates, texts, texts of a request per label; batches of stock ways
 QUICK = 2, 1, 240, 24, [128]
@@ -113,7 +113,7 @@ def main() -> None:
     if error is None or error > 0.02:
         raise SystemExit(f"the varlen kernel's gradients are wrong here ({error}); nothing that uses it was measured")
     section("matmul_tflops", lambda: matmul_tflops(DEVICE, 8192 if DEVICE == "cuda" else 64))
-    errors = section("fused_gradient_errors", fused_errors)
+    errors = section("fused_gradient_errors", lambda: layer_errors("fused", "stock"))
     measure.FUSED = errors is not None and errors["fused"] < 2 * errors["stock"]
     if not measure.FUSED:
         print(f"        the fused layers are left out: {errors}", flush=True)
@@ -128,6 +128,8 @@ def main() -> None:
         goals = GOALS[1:] if args.quick else GOALS
         report |= measure.compare(model, goals, *sizes, section=section)
         section("qlora", lambda: qlora(model, Path(folder)))
+        if measure.FUSED:
+            section("compiled", lambda: compiled(model, Path(folder), 3 if args.quick else 5, report))
     measure.show(report)
     if not args.quick:
         del model
@@ -157,84 +159,112 @@ def sentiment_trainer(model: PreTrainedModel, folder: Path) -> SFTTrainer:
 
 
 def updates(trainer: SFTTrainer, rounds: int, peak_tflops: float | None) -> list[dict]:
-    """Updates of several sizes, with the fused layers and with transformers' and PEFT's own for the smallest.
+    """Updates of several sizes, with the fused layers and with transformers' and PEFT's own for the smallest."""
+    best = "fused" if trainer._fused else "stock"
+    found = []
+    for rows, layers in [*((rows, best) for rows in ROWS), (ROWS[0], "stock")]:
+        with measure.layers_of(trainer, layers):
+            measure.update(trainer, rows, rows)
+            found.append({"layers": layers} | timed(trainer, rows, rounds, peak_tflops))
+    return found
+
+
+def timed(trainer: SFTTrainer, rows: int, rounds: int, peak_tflops: float | None) -> dict:
+    """An update's time, the median of `rounds`, and its share of the card's own peak.
 
     TFLOP/s count 4 FLOP for each weight of the layers and token (the base is frozen); the floor is that at the card's
     own peak.
     """
-    weights = sum(
-        p.numel() for name, p in trainer.model.get_decoder().layers.named_parameters() if "lora_" not in name
-    )
-    fused, found = trainer._fused, []
-    for rows, layers in [*((rows, "fused" if fused else "stock") for rows in ROWS), (ROWS[0], "stock")]:
-        trainer._fused = fused if layers == "fused" else None
-        measure.update(trainer, rows, rows)
-        turns = [
-            measure.once(lambda rows=rows, at=at: measure.update(trainer, rows, rows, at)) for at in range(rounds)
-        ]
-        seconds = statistics.median(rows / turn["rows_per_second"] for turn in turns)
-        batch = trainer.data_collator([trainer.train_dataset[i] for i in range(rows)])
-        tokens = batch["input_ids"].shape[1]
-        tflops = 4 * weights * tokens / seconds / 1e12
-        found.append({"rows": rows, "layers": layers, "tokens": tokens, "ms": 1000 * seconds})
-        found[-1] |= {"rows_per_second": rows / seconds, "tflops": tflops, "peak_mib": turns[-1]["peak_mib"]}
-        found[-1]["times_the_floor"] = peak_tflops and peak_tflops / tflops
-        print(f"        {found[-1]}", flush=True)
-    trainer._fused = fused
+    layers = trainer.model.get_decoder().layers
+    weights = sum(p.numel() for name, p in layers.named_parameters() if "lora_" not in name)
+    turns = [measure.once(lambda at=at: measure.update(trainer, rows, rows, at)) for at in range(rounds)]
+    seconds = statistics.median(rows / turn["rows_per_second"] for turn in turns)
+    batch = trainer.data_collator([trainer.train_dataset[i] for i in range(rows)])
+    tokens = batch["input_ids"].shape[1]
+    tflops = 4 * weights * tokens / seconds / 1e12
+    found = {"rows": rows, "tokens": tokens, "ms": 1000 * seconds, "rows_per_second": rows / seconds}
+    found |= {"tflops": tflops, "peak_mib": turns[-1]["peak_mib"]}
+    found["times_the_floor"] = peak_tflops and peak_tflops / tflops
+    print(f"        {found}", flush=True)
     return found
 
 
 def profiled(trainer: SFTTrainer) -> list[dict]:
-    """What the card does in an update of 12 rows: launches (kernels, copies), their time and share of the whole."""
-    fused, found = trainer._fused, []
-    for layers in ["fused", "stock"] if fused else ["stock"]:
-        trainer._fused = fused if layers == "fused" else None
-        measure.update(trainer, 12, 12)
-        alone = measure.once(lambda: measure.update(trainer, 12, 12))
-        with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+    """What the card does in an update of 12 rows, with the fused layers and with stock ones."""
+    found = []
+    for layers in ["fused", "stock"] if trainer._fused else ["stock"]:
+        with measure.layers_of(trainer, layers):
             measure.update(trainer, 12, 12)
-            measure.now()
-        events = [
-            e
-            for e in seen.events()
-            if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)
-        ]
-        busy, whole = sum(e.time_range.elapsed_us() for e in events) / 1000, 12000 / alone["rows_per_second"]
-        times = {}
-        for event in events:
-            count, ms = times.get(event.name[:80], (0, 0.0))
-            times[event.name[:80]] = count + 1, ms + event.time_range.elapsed_us() / 1000
-        most = sorted(times.items(), key=lambda pair: -pair[1][1])[:15]
-        found.append({"layers": layers, "launches": len(events), "card_ms": busy, "ms": whole, "busy": busy / whole})
-        print(f"        {found[-1]}", flush=True)
-        found[-1]["longest"] = [{"name": name, "times": count, "ms": ms} for name, (count, ms) in most]
-    trainer._fused = fused
+            found.append({"layers": layers} | seen(trainer))
     return found
 
 
-def fused_errors() -> dict[str, float]:
-    """Error of the fused layers' gradients and of stock layers' under autocast, against float32, of the norm."""
+def seen(trainer: SFTTrainer) -> dict:
+    """Launches (kernels, copies) of an update of 12 rows, their time and its share of the whole."""
+    alone = measure.once(lambda: measure.update(trainer, 12, 12))
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as run:
+        measure.update(trainer, 12, 12)
+        measure.now()
+    events = [
+        e for e in run.events() if e.device_type == DeviceType.CUDA and not getattr(e, "is_user_annotation", False)
+    ]
+    busy, whole = sum(e.time_range.elapsed_us() for e in events) / 1000, 12000 / alone["rows_per_second"]
+    times = {}
+    for event in events:
+        count, ms = times.get(event.name[:80], (0, 0.0))
+        times[event.name[:80]] = count + 1, ms + event.time_range.elapsed_us() / 1000
+    most = sorted(times.items(), key=lambda pair: -pair[1][1])[:15]
+    found = {"launches": len(events), "card_ms": busy, "ms": whole, "busy": busy / whole}
+    print(f"        {found}", flush=True)
+    return found | {"longest": [{"name": name, "times": count, "ms": ms} for name, (count, ms) in most]}
+
+
+def compiled(model: PreTrainedModel, folder: Path, rounds: int, report: dict) -> dict:
+    """The same with compiled layers, and what compiling takes: that of the first batch, and of any length."""
+    found = {"gradient_error": layer_errors("compiled")["compiled"]}
+    if found["gradient_error"] > 2 * report["fused_gradient_errors"]["stock"]:
+        raise RuntimeError(f"compiled layers' gradients are wrong here ({found['gradient_error']})")
+    trainer = sentiment_trainer(model, folder)
+    with measure.layers_of(trainer, "compiled", COMPILER):
+        started = measure.now()
+        for at in range(3):
+            measure.update(trainer, 12, 12, at)
+        found["first_updates_seconds"] = measure.now() - started
+        peak = report.get("matmul_tflops")
+        found["updates"] = [{"layers": "compiled"} | timed(trainer, rows, rounds, peak) for rows in ROWS]
+        found["profile"] = {"layers": "compiled"} | seen(trainer)
+    return found
+
+
+def layer_errors(*kinds: str) -> dict[str, float]:
+    """Error of the gradients under bf16 autocast with each kind of layers, against float32, of the norm."""
     found = {}
     with tempfile.TemporaryDirectory() as folder:
         prompt, data = measure.setting("sentiment")
         model = measure.random_model(SMALL, DEVICE, "float32")
         model.config.pad_token_id = prompt.tokenizer.pad_token_id
         trainer = measure.trainer_of(model, prompt, data.splits["train"], Path(folder), "shared_prefix")
-        trainer.model.eval()  # no dropout; the noise is train()'s
+        for module in trainer.model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        trainer._fused._dropout = 0.0
         torch.manual_seed(0)
         for name, weight in trainer.model.named_parameters():
-            if "lora_B" in name:  # zeros at first, behind which no A has a gradient
+            if "lora_B" in name:  # zeros at first, after which no A has a gradient
                 torch.nn.init.normal_(weight, std=0.02)
         batch = trainer._prepare_inputs(trainer.data_collator([trainer.train_dataset[i] for i in range(12)]))
         trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
-        fused = trainer._fused
-        for name, layers, bf16 in (("exact", None, False), ("fused", fused, True), ("stock", None, True)):
-            trainer._fused, trainer.args.bf16 = layers, bf16
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
+        exact = None
+        for kind, bf16 in (("stock", False), *((kind, True) for kind in kinds)):
+            trainer.args.bf16 = bf16
+            with measure.layers_of(trainer, kind, COMPILER), torch.autocast(DEVICE, torch.bfloat16, enabled=bf16):
                 loss = trainer.compute_loss(trainer.model, dict(batch))
-            gradients = torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)])
-            found[name] = gradients if name == "exact" else (gradients - found["exact"]).norm() / found["exact"].norm()
-    return {name: found[name].item() for name in ("fused", "stock")}
+                gradients = torch.cat([g.flatten() for g in torch.autograd.grad(loss, trained)])
+            if exact is None:
+                exact = gradients
+            else:
+                found[kind] = ((gradients - exact).norm() / exact.norm()).item()
+    return found
 
 
 def qlora(model: PreTrainedModel, folder: Path) -> dict:

@@ -8,8 +8,9 @@ import statistics
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
-from functools import cache
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache, partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,7 @@ from transformers import PreTrainedModel, Qwen3Config, Qwen3ForCausalLM, StaticC
 from trl import SFTConfig, SFTTrainer
 
 from fintune.data.load import load_data
+from fintune.model.adapted_layers import HALVES
 from fintune.model.forward import common_prefix
 from fintune.model.prompt import IGNORE, Prompt
 from fintune.model.tiny import train_tokenizer
@@ -184,6 +186,42 @@ def update(trainer: SFTTrainer, rows: int, rows_at_once: int, at: int = 0) -> in
         trainer.training_step(trainer.model, inputs, tokens.to(trainer.args.device))
     trainer.model.zero_grad()
     return rows
+
+
+@contextmanager
+def layers_of(trainer: SFTTrainer, kind: str, compiler: str = "inductor") -> Iterator[None]:
+    """Let the trainer use `fused`, `compiled` (fused ones) or `stock` layers inside the block."""
+    fused = trainer._fused
+    if kind == "compiled":
+        fused.compile(compiler)
+    trainer._fused = None if kind == "stock" else fused
+    try:
+        yield
+    finally:
+        trainer._fused = fused
+        if fused:
+            fused.halves = HALVES
+
+
+def layers_compared(shape: dict, compiler: str = "inductor", rounds: int = 5) -> dict:
+    """Updates of 12 rows of the sentiment task in float32 on the CPU, with each kind of layers, interleaved."""
+    prompt, data = setting("sentiment")
+    model = random_model(shape, "cpu", "float32")
+    model.config.pad_token_id = prompt.tokenizer.pad_token_id
+    with tempfile.TemporaryDirectory() as folder:
+        trainer = trainer_of(model, prompt, data.splits["train"], Path(folder), "shared_prefix")
+
+        def turn(kind: str) -> int:
+            with layers_of(trainer, kind, compiler):
+                return update(trainer, UPDATE, UPDATE)
+
+        started = now()
+        with layers_of(trainer, "compiled", compiler):
+            for at in range(3):
+                update(trainer, UPDATE, UPDATE, at)
+        seconds = now() - started
+        speeds = interleaved({kind: partial(turn, kind) for kind in ("stock", "fused", "compiled")}, rounds)
+    return {"rows_per_second": speeds, "first_updates_seconds": seconds}
 
 
 class Dispatched(TorchDispatchMode):

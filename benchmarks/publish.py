@@ -25,7 +25,7 @@ DOCS = measure.ROOT / "docs"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("name", help="of the results: NAME.json of cpu.py or gpu.py, NAME-file.json, NAME-serve.json")
+    parser.add_argument("name", help="of the results: NAME.json of cpu.py or gpu.py, NAME-layers.json, -file, -serve")
     parser.add_argument("--run", type=Path, help="a run whose closing table goes into the README")
     args = parser.parse_args()
     name = args.name
@@ -38,6 +38,7 @@ def main() -> None:
         ("stock", "speed.md", "", stock),
         ("growth", "speed.md", "", growth),
         ("gpu", "speed.md", "", gpu),
+        ("layers", "speed.md", "-layers", layers),
         ("file", "deployment.md", "-file", file),
         ("serve", "deployment.md", "-serve", serve),
     ):
@@ -98,14 +99,20 @@ def gpu(report: dict) -> list[str]:
             f"{one['times_the_floor']:.1f}",
             f"{one['peak_mib']:,.0f}",
         ]
-        for one in report["updates"]
+        for one in [*report["updates"], *report.get("compiled", {}).get("updates", [])]
     ]
     lines += [*markdown_table(headers, rows), ""]
     seen = [
         [one["layers"], f"{one['launches']:,}", f"{one['card_ms']:.0f}", f"{one['ms']:.0f}", f"{one['busy']:.0%}"]
-        for one in report["profile"]
+        for one in [*report["profile"], *([report["compiled"]["profile"]] if "compiled" in report else [])]
     ]
     lines += markdown_table(["12 rows, profiled", "launches", "the card works, ms", "update, ms", "busy"], seen)
+    if "compiled" in report:
+        seconds = report["compiled"]["first_updates_seconds"]
+        lines += [
+            "",
+            f"The first three updates with compiled layers, which compile them, took {seconds:.0f} s.",
+        ]
     base = report.get("qlora")
     if base:
         memory, speed = f"{base['peak_mib']:,.0f} MiB", f"{base['rows_per_second']:.0f} rows/s"
@@ -114,6 +121,17 @@ def gpu(report: dict) -> list[str]:
         )
         lines += ["", f"{said}peaks at {memory} beyond the model, at {speed}."]
     return lines
+
+
+def layers(report: dict) -> list[str]:
+    """Rows per second with each kind of layers, and how many times those of PEFT and transformers that is."""
+    rows = []
+    for name, found in report["layers"].items():
+        speeds = {kind: way["median"] for kind, way in found["rows_per_second"].items()}
+        ratios = [f"{speed:.2f} ({speed / speeds['stock']:.2f} x)" for speed in speeds.values()]
+        rows.append([name, *ratios, f"{found['first_updates_seconds']:.0f}"])
+    headers = ["shape of", "stock, rows/s", "fused, rows/s", "compiled, rows/s", "the first three compiled updates, s"]
+    return markdown_table(headers, rows)
 
 
 def file(report: dict) -> list[str]:

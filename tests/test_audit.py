@@ -49,8 +49,12 @@ def test_each_planted_fault_is_counted(task_folder):
     assert odd == {"possible": 1, "HTML": 1, "control": 1, "zero-width": 1, "the": 1, "nothing": 1}
     assert sum(sum(counts.values()) for counts in found["rows"].values()) == 34
     said = "\n".join(audit.lines(found))
-    assert "audit: 1 (2 ignoring case, links and punctuation; " in said
-    assert " of 4 test rows are in training or validation too" in said
+    assert len(audit.lines(found)) == 3 and all(line.endswith(".") for line in audit.lines(found))
+    assert "audit: 2 of 34 rows repeat an earlier one, 4 if case, links and punctuation are ignored, " in said
+    assert "audit: 1 of 4 test rows are in training or validation too, 2 if case, links" in said
+    assert "audit: 1 texts have two labels; odd rows: 1 with possible encoding damage" in said
+    odd = dict.fromkeys(found["odd"], 0)
+    assert audit.lines(found | {"odd": odd})[2] == "audit: 1 texts have two labels; no row is odd."
 
 
 def test_a_leak_stops_training_unless_the_task_allows_it(task_folder):

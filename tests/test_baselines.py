@@ -210,7 +210,9 @@ def test_early_stopping_ends_and_keeps_the_best(task_folder, texts, monkeypatch)
     monkeypatch.setattr(module, "accuracy", lambda prediction: {"accuracy": next(accuracies)})
     save_run = module.save_run
     monkeypatch.setattr(
-        module, "save_run", lambda *args: (weights.append(args[3].classifier.weight.detach().clone()), save_run(*args))
+        module,
+        "save_run",
+        lambda *args: (weights.append(args[3].model.classifier.weight.detach().clone()), save_run(*args)),
     )
     flags = ["--num_train_epochs", "9", "--early_stopping_patience", "2", "--save_total_limit", "9"]
     module.main(argv(base, *flags))

@@ -51,11 +51,18 @@ def toy_gpu(gpu, monkeypatch, tmp_path):
     """The whole program at a toy size, under bf16 autocast on the CPU."""
     monkeypatch.setattr(sys, "argv", ["gpu.py", "--quick", "--name", "toy"])
     monkeypatch.setattr(gpu.measure, "RESULTS", tmp_path / "results")
-    for name, value in {"SHAPE": SHAPE, "SMALL": SHAPE, "DEVICE": "cpu", "ROWS": [2, 12]}.items():
+    values = {"SHAPE": SHAPE, "SMALL": SHAPE, "DEVICE": "cpu", "COMPILER": "aot_eager", "ROWS": [2, 12]}
+    for name, value in values.items():
         monkeypatch.setattr(gpu, name, value)
     monkeypatch.setattr(gpu, "QUICK", (1, 1, 12, 2, [4]))
     monkeypatch.setattr(gpu, "QUICK_SECONDS", 10_000)
     return gpu
+
+
+def test_layers_are_compared_on_a_cpu(gpu):
+    found = gpu.measure.layers_compared(SHAPE, "aot_eager", rounds=1)
+    assert found["rows_per_second"].keys() == {"stock", "fused", "compiled"}
+    assert found["first_updates_seconds"] > 0
 
 
 def test_the_whole_program_runs(toy_gpu, tmp_path):
@@ -79,13 +86,19 @@ def test_the_whole_program_runs(toy_gpu, tmp_path):
         assert row["tflops"] == pytest.approx(4 * layers * row["tokens"] / row["ms"] / 1e9)
     assert [row["layers"] for row in report["profile"]] == ["fused", "stock"]
     assert report["qlora"]["rows_per_second"] > 0
+    assert 0 < report["compiled"]["gradient_error"] < 0.05
+    assert [(row["rows"], row["layers"]) for row in report["compiled"]["updates"]] == [
+        (2, "compiled"),
+        (12, "compiled"),
+    ]
+    assert report["compiled"]["first_updates_seconds"] > 0
 
 
 def test_what_fails_is_named_and_the_rest_is_measured(toy_gpu, tmp_path, monkeypatch, capsys):
     def broken(*args):
         raise torch.cuda.OutOfMemoryError("CUDA out of memory.\nTried much")
 
-    for name in ("fused_errors", "profiled", "qlora"):
+    for name in ("layer_errors", "profiled", "qlora"):
         monkeypatch.setattr(toy_gpu, name, broken)
     monkeypatch.setattr(toy_gpu.measure, "interleaved", broken)
     toy_gpu.main()

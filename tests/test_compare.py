@@ -23,6 +23,7 @@ from fintune.results.compare import compare
 from fintune.results.statistics import Pair, compare_pairs, percentiles, resampled_accuracies
 from fintune.results.verify import SCHEMA
 from fintune.scoring.curves import coverage_risk, reliability
+from fintune.training import tracking
 
 LABELS = ["Up", "Flat | even", "Down"]
 RECIPE = {"model_name_or_path": "tiny", "learning_rate": "3e-4", "seed": 42, "output_dir": "x"}
@@ -320,6 +321,7 @@ def test_it_writes_page_and_markdown(runs, capsys):
     compare(runs)
     out = capsys.readouterr().out
     assert "better" in out and "2 seeds" in out and "real at n = 60" in out
+    assert max(len(line) for line in out.splitlines() if line[0] in "┏┃┡│├└") <= 100
     text = (runs / "report.md").read_text()
     assert text.count("| run |") == 2 and "2.5 M" in text and "inside noise" in text
     page = (runs / "report.html").read_text()
@@ -443,6 +445,21 @@ def test_wandb_report_is_built_without_texts_of_rows(runs):
     built = publish.wandb_report(groups, "fintune", "someone")
     blocks = repr(built.blocks)
     assert "0.9833" in blocks and "train/loss" in blocks and "headline" not in blocks
+    assert "Tags" in blocks  # each logged run has its task among them
+
+
+def test_the_dashboard_lists_runs_by_name_and_accuracy(runs, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tracking, "has_key", lambda host: False)
+    with pytest.raises(UserError, match="no local runs yet"):
+        publish.dashboard()
+    (tmp_path / "wandb").mkdir()
+    (runs / "better/wandb.json").write_text('{"id": "abc123", "name": "toy-better-lora_r=16", "group": "x"}')
+    publish.dashboard()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "0." in line]
+    assert "toy-better-lora_r=16" in lines[0] and "0.9833" in lines[0] and "abc123" in lines[0]
+    accuracies = [float(re.search(r"0\.\d{4}", line)[0]) for line in lines]
+    assert len(lines) == 4 and accuracies == sorted(accuracies, reverse=True)
 
 
 # The page in a browser

@@ -123,7 +123,10 @@ BAD = {
     "multi-line then bad": (HEAD + '"two\nlines",Up\nx,Nope\n', "toy.csv:64: label 'Nope'"),
     "missing column": ("title,label\nx,Up\n", "column 'text' is missing from the header"),
     "double header": ("text,text,label\nx,y,Up\n", "column 'text' appears 2 times"),
-    "wrong encoding": (HEAD.encode() + "Zürich,Up\n".encode("latin-1"), "toy.csv:62: not utf-8"),
+    "wrong encoding": (
+        HEAD.encode() + "Zürich,Up\n".encode("latin-1"),
+        "toy.csv:62: not UTF-8 .*set `encoding: cp1252`",
+    ),
     "missing class": ("text,label\n" + "a b c,Up\nd e f,Down\n" * 30, "no row of class"),
     "no rows": ("text,label\n", "toy.csv: no rows"),
     "open quote in the header": ('"text,label\n', "toy.csv:1: .*not valid CSV"),

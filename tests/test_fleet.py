@@ -65,7 +65,7 @@ def test_a_cluster_that_loses_a_worker_loses_and_doubles_no_row(run_dir, classif
     assert said in (folder / "log").read_text()
     assert f"5 files, 5 of them done before\n{said}" in again.stderr
     assert sorted(path.name for path in (folder / "out").iterdir()) == sorted(
-        ["_run.json", *(f"part-{n}.parquet{end}" for n in range(FILES) for end in ("", ".rejected.jsonl"))]
+        ["_run.json", *(f"part-{n}.parquet" for n in range(FILES))]
     )
     for number in range(FILES):
         name = f"part-{number}.parquet"
@@ -73,8 +73,8 @@ def test_a_cluster_that_loses_a_worker_loses_and_doubles_no_row(run_dir, classif
         alone, found = pq.read_table(folder / name), pq.read_table(folder / "out" / name)
         assert found["id"].equals(alone["id"])
         assert found["label"].equals(alone["label"])
-        lines = [(folder / place / f"{name}.rejected.jsonl").read_text() for place in ("", "out")]
-        assert lines[0] == lines[1]
+        assert found["rejected"].equals(alone["rejected"])
+        assert found["rejected"].null_count == 1960
 
 
 def test_files_pass_through_a_nodes_own_folder_where_the_place_is_no_path(run_dir, folder, monkeypatch):
@@ -93,7 +93,7 @@ def test_files_pass_through_a_nodes_own_folder_where_the_place_is_no_path(run_di
     assert labeller(run_dir, "in", "out")({"file": ["part-1.parquet"]}) == {"file": ["part-1.parquet"], "error": [""]}
     assert fleet.count("in", "out", ["part-1.parquet"]) == (1960, 40)
     assert labeller(run_dir, "in", "out")({"file": ["part-1.parquet"]})["error"] == [""]  # a retry of a finished file
-    assert (folder / "out/part-1.parquet.rejected.jsonl").read_bytes().count(b"\n") == 40
+    assert pq.read_table(folder / "out/part-1.parquet")["rejected"].to_pylist().count("empty") == 40
 
 
 def test_what_cannot_be_labelled_is_said(run_dir, folder):
@@ -104,8 +104,9 @@ def test_what_cannot_be_labelled_is_said(run_dir, folder):
     assert "not a complete Parquet file" in actor({"file": ["part-8.parquet"]})["error"][0]
 
     (folder / "out").mkdir(exist_ok=True)
-    pq.write_table(pq.read_table(folder / "in/part-0.parquet").slice(1), folder / "out/part-0.parquet")
-    with pytest.raises(UserError, match="1999 rows and 0 rejected of 2000"):
+    cut = pa.table({"rejected": pa.array([None] * 1999, pa.string())})
+    pq.write_table(cut, folder / "out/part-0.parquet")
+    with pytest.raises(UserError, match="1999 rows of 2000"):
         fleet.count(str(folder / "in"), str(folder / "out"), ["part-0.parquet"])
     result = read_result(run_dir)
     run = run_fingerprint(run_dir, result["data"]["labels"], result["calibration"])

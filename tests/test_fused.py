@@ -1,6 +1,7 @@
 """Fused layers equal transformers' and PEFT's own: loss, gradients, dropout, what is saved."""
 
 import math
+import shutil
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from test_trainer import loss_and_gradients
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
 from trl import SFTConfig
 
+from fintune.errors import UserError
 from fintune.model import adapted_layers
 from fintune.model.adapted_layers import FusedLayers, stacked
 from fintune.model.fused import FrozenNorm, keep, project, rotate, swiglu
@@ -144,6 +146,46 @@ def test_evaluation_has_no_dropout(toy, tmp_path):
     fused = [trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item() for _ in range(2)]
     trainer._fused = None
     assert fused == pytest.approx([trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item()] * 2)
+
+
+def compiled_and_eager(toy, tmp_path, family: str, backend: str, sizes: list[slice]):
+    """Loss and gradients of batches of these rows, with compiled layers and without; how often each half compiled."""
+    torch._dynamo.reset()
+    found = []
+    for config in ({"torch_compile_backend": backend}, {}):
+        trainer, rows = trainer_of(toy, tmp_path, family, lora={"lora_dropout": 0.1}, **config)
+        assert (trainer._fused.halves == adapted_layers.HALVES) == (not config)
+        torch.manual_seed(5)
+        found.append([loss_and_gradients(trainer, [rows[size]]) for size in sizes])
+    codes = [torch._dynamo.eval_frame._debug_get_cache_entry_list(half.__code__) for half in adapted_layers.HALVES]
+    return *found, list(map(len, codes))
+
+
+@pytest.mark.parametrize("family", ["qwen3", "llama"])
+def test_compiled_layers_equal_eager_ones_and_share_their_graphs(toy, tmp_path, family):
+    sizes = [slice(0, 9), slice(0, 4), slice(4, 9), slice(2, 9)]
+    compiled, eager, graphs = compiled_and_eager(toy, tmp_path, family, "aot_eager", sizes)
+    for pair in zip(compiled, eager, strict=True):
+        assert_equal(*pair)
+    assert max(graphs) <= 4  # of 3 layers and 4 lengths: first and any length, first or last layer and the others
+
+
+@pytest.mark.skipif(not shutil.which("g++"), reason="no C++ compiler")
+def test_inductor_equals_eager_layers(toy, tmp_path):
+    [compiled], [eager], _ = compiled_and_eager(toy, tmp_path, "qwen3", "inductor", [slice(0, 9)])
+    assert_equal(compiled, eager)
+
+
+def test_evaluation_is_not_compiled(toy, tmp_path, monkeypatch):
+    trainer, rows = trainer_of(toy, tmp_path, torch_compile_backend="aot_eager")
+    trainer._fused.halves = None  # a call of them would fail
+    trainer.model.eval()
+    assert trainer.compute_loss(trainer.model, trainer.data_collator(rows)).item() > 0
+
+
+def test_compiling_other_layers_is_refused(toy, tmp_path):
+    with pytest.raises(UserError, match="`torch_compile` compiles LLaMA's and Qwen3's layers"):
+        trainer_of(toy, tmp_path, lora={"use_dora": True}, torch_compile=True)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float32"])

@@ -17,14 +17,14 @@ import pyarrow.parquet as pq
 import pytest
 
 import fintune
-from fintune.data.rows import Csv, Jsonl
+from fintune.data.tables import check_column, read_table
 from fintune.deploy import answers, label_file
 from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
 
 COMMAND = [sys.executable, "-m", "fintune.cli", "predict"]
 PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-NEW = ["label", "confidence", "probability_Up", "probability_Up or down", "probability_Down", "abstained"]
+NEW = ["label", "confidence", "probability_Up", "probability_Up or down", "probability_Down", "abstained", "rejected"]
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_csv_keeps_every_column_and_its_characters(label, tmp_path, classifier):
         assert counts == (7, 0)
         with opener(target, "rt", encoding="utf-8", newline="") as file:
             header, *found = csv.reader(file)
-        assert header == ["id", "title", "note", *NEW]
+        assert header == ["\ufeffid", "title", "note", *NEW]
         assert [row[:3] for row in found] == rows
         _, probabilities = classifier(TITLES)
         np.testing.assert_allclose([[float(p) for p in row[5:8]] for row in found], probabilities, atol=1e-6)
@@ -109,11 +109,12 @@ def test_bad_rows_are_rejected_with_their_line_and_counts_add_up(label, tmp_path
     (tmp_path / "in.csv").write_bytes(b"\n".join(lines) + b"\n")
     (labelled, rejected), target = label(tmp_path / "in.csv")
     with target.open(newline="") as file:
-        assert [row["id"] for row in csv.DictReader(file)] == ["1", "6", "8"]
+        found = list(csv.DictReader(file))
+    assert [(row["id"], row["rejected"]) for row in found] == [("1", ""), ("2", "empty"), ("6", ""), ("8", "")]
+    assert {found[1][column] for column in NEW[:-1]} == {""}
     assert [(row["line"], row["reason"][:12]) for row in rejected_of(target)] == [
-        (3, "empty"),
         (4, "3 cells wher"),
-        (5, "not UTF-8 (i"),
+        (5, "not UTF-8 (a"),
         (6, "unexpected e"),
         (8, "an empty lin"),
     ]
@@ -126,22 +127,26 @@ def test_bad_rows_are_rejected_with_their_line_and_counts_add_up(label, tmp_path
     (tmp_path / "in.jsonl").write_text("\n".join(lines))
     (labelled, rejected), target = label(tmp_path / "in.jsonl")
     assert (labelled, rejected) == (3, 8)
-    assert [row["line"] for row in rejected_of(target)] == [2, 3, 4, 5, 6, 7, 8, 9]
+    assert [row["line"] for row in rejected_of(target)] == [2, 3, 7, 8]
     kept = [json.loads(line) for line in target.read_text(encoding="utf-8").splitlines()]
-    assert kept[1]["other"] == "half \ud800"
+    reasons = ["missing", "int, not text", "no column 'title'", "half a character (lone surrogate '\\ud800')"]
+    assert [row["rejected"] for row in kept] == [None, *reasons, None, None]
+    assert [row["label"] is None for row in kept] == [False, *[True] * 4, False, False]
+    assert kept[5]["other"] == "half \ud800"
     assert ' "n": 1e999, "label": ' in target.read_text()
 
     broken = pa.StringArray.from_buffers(2, pa.py_buffer(np.array([0, 2, 4], np.int32)), pa.py_buffer(b"ok\xff\xfe"))
     pq.write_table(pa.table({"title": pa.chunked_array([broken, pa.array([None, "x"])])}), tmp_path / "in.parquet")
     (labelled, rejected), target = label(tmp_path / "in.parquet")
     assert (labelled, rejected) == (2, 2)
-    assert [row["line"] for row in rejected_of(target)] == [2, 3]
+    assert rejected_of(target) == []
+    assert pq.read_table(target, columns=["rejected"])[0].to_pylist() == [None, "not UTF-8", "missing", None]
 
 
 def test_an_unterminated_quote_costs_its_line_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr("fintune.data.rows.RECORD_LINES", 5)
+    monkeypatch.setattr("fintune.data.csv_file.RECORD_LINES", 5)
     (tmp_path / "in.csv").write_text('title\n"never closed\n' + "".join(f"row {i}\n" for i in range(20)))
-    rows = list(Csv(tmp_path / "in.csv", "title").rows())
+    rows = list(read_table(tmp_path / "in.csv", "title").rows())
     assert [row.text for row in rows] == [None, *(f"row {i}" for i in range(20))]
     assert rows[0].line == 2
     assert "not closed within 5 lines" in rows[0].fault
@@ -207,7 +212,8 @@ def test_a_stream_forgets_what_it_scored_long_ago(classifier, monkeypatch):
 
 def test_a_killed_run_goes_on_and_ends_the_same(run_dir, tmp_path, label):
     random.seed(0)
-    lines = [f"{i},{random.choice(TITLES[3:6])[:9]} number {i % 900}" if i % 7 else f"{i}," for i in range(6000)]
+    lines = [f"{i},{random.choice(TITLES[3:6])[:9]} number {i % 900}" for i in range(6000)]
+    lines = [line if i % 7 else f"{i}," if i % 105 else f"{i},a,b" for i, line in enumerate(lines)]
     (tmp_path / "in.csv").write_text("id,title\n" + "\n".join(lines) + "\n")
     code = "from fintune import cli; from fintune.deploy import label_file; label_file.SHARD = 200; cli.main()"
     outs = []
@@ -229,6 +235,8 @@ def test_a_killed_run_goes_on_and_ends_the_same(run_dir, tmp_path, label):
         assert "6,000 rows: 5,142 labelled, 858 rejected" in done.stderr
         outs.append([(tmp_path / f"{name}{end}").read_bytes() for end in ("", ".rejected.jsonl")])
     assert outs[0] == outs[1]
+    assert outs[0][0].count(b"\n") == 5943
+    assert outs[0][1].count(b"\n") == 58
 
 
 def test_a_begun_file_takes_no_other_input_or_run(label, tmp_path, monkeypatch):
@@ -274,8 +282,10 @@ def test_lines_of_standard_input_are_answered_as_they_come(run_dir):
     assert list(first)[1:] == NEW
     out, _ = process.communicate(b"\n\xff\nlast", timeout=60)
     second, third, last = (json.loads(line) for line in out.splitlines())
-    assert (second["line"], third["line"], last["text"]) == (2, 3, "last")
-    assert "not UTF-8" in third["reason"]
+    assert [list(row)[1:] for row in (second, third, last)] == [NEW] * 3
+    assert (second["rejected"], second["label"], third["text"], last["text"]) == ("empty", None, None, "last")
+    assert third["rejected"] == "not UTF-8 (at character 1)"
+    assert last["rejected"] is None
     assert process.returncode == 3
 
 
@@ -324,24 +334,25 @@ def hostile(rng: random.Random, before: bytes, after: bytes) -> bytes:
 def test_hostile_files_give_rows_rejections_or_one_line(tmp_path, classifier):
     """1,000 files of each kind, read to their end and tokenised: nothing but a UserError may come out."""
     rng, texts, rejected, refused = random.Random(1), set(), 0, 0
-    for kind, name, head, frame in (
-        (Csv, "in.csv", b"id,title\n", (b"7,", b"")),
-        (Jsonl, "in.jsonl", b"", (b'{"title": "', b'"}')),
+    for name, head, frame in (
+        ("in.csv", b"id,title\n", (b"7,", b"")),
+        ("in.jsonl", b"", (b'{"title": "', b'"}')),
     ):
         for number in range(1000):
             path = tmp_path / name
             path.write_bytes((head if number % 10 else b"") + hostile(rng, *frame))
             try:
-                rows = list(kind(path, "title").rows())
+                table = read_table(path, "title")
+                check_column(table, path, "title", "--text-column {}")
+                rows = answers.judge(list(table.rows()))
             except UserError as error:
                 assert "\n" not in str(error)
                 refused += 1
                 continue
-            good, bad = answers.split_rejected(rows)
-            assert len(good) + len(bad) == len(rows)
+            assert all(row.fault for row in rows if row.cells is None)
             assert [row.line for row in rows] == sorted({row.line for row in rows})
-            texts.update(row.text for row in good)
-            rejected += len(bad)
+            texts.update(row.text for row in rows if row.fault is None)
+            rejected += sum(row.fault is not None for row in rows)
     assert refused > 50
     assert rejected > 500
     assert len(texts) > 100

@@ -9,6 +9,7 @@ import pytest
 from conftest import COMPANIES, TEXTS
 
 from fintune.cli import command
+from fintune.data import prepare as prepare_module
 from fintune.data.load import load_data
 from fintune.errors import UserError
 from fintune.recipe.layers import read_layer
@@ -55,13 +56,14 @@ def test_a_file_becomes_a_task(kind, prepare, tmp_path, capsys):
     assert "left out: 3 rows" in out
     assert "label 'Sideways' has 1 rows, 10 are needed" in out
     yaml_text = (tmp_path / "data/mine.yaml").read_text()
-    assert "class_weights" not in yaml_text + out  # 36 rows of each class
+    assert "class_weights" not in yaml_text + out  # 36 to 54 rows of a class
     assert "  Up or down: Up or down # 36 rows" in yaml_text
     task = make_task(read_layer(tmp_path / "data/mine.yaml"), "mine.yaml")
     data = load_data(task)
     assert sum(data.summary()["rows"].values()) == len(ROWS) + len(ODD)
     found = {(row["text"], task.names[row["label"]]) for split in data.splits.values() for row in split}
-    assert found == {(row["title"], row["tone"]) for row in [*ROWS, *ODD]}
+    assert found == {(row["title"], row["tone"].replace("up", "Up")) for row in [*ROWS, *ODD]}
+    assert "one label: 'Up' (36 rows), also spelt 'up' (18)" in out
     with pytest.raises(UserError, match=r"mine\.csv: already exists"):
         prepare(flags)
     prepare([*flags, "--force"])
@@ -71,7 +73,7 @@ def test_what_makes_no_task_is_said_and_nothing_is_written(prepare, tmp_path):
     source = write(tmp_path / "news.csv", "csv")
     for flags, message in (
         (["--text", "title", "--label", "title"], "holds 0 different labels"),
-        (["--text", "title", "--label", "mood"], "no column 'mood'"),
+        (["--text", "title", "--label", "mood"], "column 'mood' is missing from"),
         (["--text", "headline", "--label", "tone"], "column 'headline' is missing from"),
     ):
         with pytest.raises(UserError, match=message):
@@ -91,3 +93,96 @@ def test_weights_are_offered_where_classes_are_uneven(prepare, tmp_path, capsys)
     assert make_task(read_layer(path), "").class_weights is None
     path.write_text(path.read_text().replace("# class_weights", "class_weights"))
     assert make_task(read_layer(path), "").class_weights == "balanced"
+
+
+def made_from(prepare, tmp_path, content: str | bytes, name: str = "news.csv", *flags: str) -> list[tuple[str, str]]:
+    """(text, label) of the task's rows, in the file's order."""
+    place = tmp_path / name
+    place.write_bytes(content.encode() if isinstance(content, str) else content)
+    prepare([str(place), "--text", "title", "--label", "tone", "--task", "mine", *flags])
+    load_data(make_task(read_layer(tmp_path / "data/mine.yaml"), "mine.yaml"))
+    with (tmp_path / "data/mine.csv").open(newline="") as file:
+        return [(row["text"], row["label"]) for row in csv.DictReader(file)]
+
+
+def test_a_first_line_without_label_or_title_costs_itself_alone(prepare, tmp_path, capsys):
+    lines = [json.dumps(row) for row in ROWS]
+    for first, said in (('{"id": 1, "title": "x"}', "no label"), ("", "an empty line"), ("{}", "no column 'title'")):
+        made = made_from(prepare, tmp_path, "\n".join([first, *lines]), "news.jsonl", "--force")
+        assert made == [(row["title"], row["tone"]) for row in ROWS]
+        assert f"left out: 1 rows\n  1: {said} (line 1)" in capsys.readouterr().out
+
+
+def test_values_that_are_no_labels_are_named_and_make_no_class(prepare, tmp_path, capsys):
+    missing = [float("nan"), "nan", "NaN", "None", None, " ", "", "NA", "<NA>"]
+    rows = [{"title": f"no tone {i} {value!r}", "tone": value} for value in missing for i in range(12)]
+    content = "".join(json.dumps(row) + "\n" for row in [*rows, *ROWS])
+    made = made_from(prepare, tmp_path, content, "news.jsonl")
+    assert {label for _, label in made} == set(TEXTS)
+    out = capsys.readouterr().out
+    assert f"left out: {len(rows)} rows" in out
+    for count, said in ((24, "'nan' stands for a missing label"), (12, "'None' stands for"), (36, "no label (line")):
+        assert f"  {count}: {said}" in out
+
+
+def test_spellings_that_differ_in_case_or_space_are_one_label(prepare, tmp_path, capsys):
+    spelt = {"Up": ["Up", "up", " UP ", "Up"], "Down": ["down\u00a0", "DOWN", "down\u00a0"]}
+    rows = [
+        {**row, "tone": spelt[row["tone"]][i % len(spelt[row["tone"]])] if row["tone"] in spelt else row["tone"]}
+        for i, row in enumerate(ROWS)
+    ]
+    made = made_from(prepare, tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "news.jsonl")
+    assert made == [(row["title"], "down" if row["tone"] == "Down" else row["tone"]) for row in ROWS]
+    out = capsys.readouterr().out
+    assert "one label: 'Up' (18 rows), also spelt 'up' (9), ' UP ' (9)" in out
+    assert "# One label: 'Up' (18 rows)" in (tmp_path / "data/mine.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", ["what is the\ntone?", "tone # no", "a: b", "\u2028\x85", "'\"", "\ttab "])
+def test_whatever_a_column_or_a_label_is_called_the_yaml_reads_back(name, prepare, tmp_path):
+    rows = [{name: row["title"], "tone": row["tone"] + name} for row in ROWS]
+    (tmp_path / "news.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    prepare([str(tmp_path / "news.jsonl"), "--text", name, "--label", "tone", "--task", "mine"])
+    task = make_task(read_layer(tmp_path / "data/mine.yaml"), "mine.yaml")
+    assert task.names == sorted((label + name).strip() for label in TEXTS)
+    load_data(task)
+
+
+def test_a_prepare_that_fails_leaves_everything_as_it_was(prepare, tmp_path, monkeypatch):
+    twice = "title,tone\n" + "same words,Up\n" * 20 + "other words,Down\n" * 20  # two clusters: no split has both
+    with pytest.raises(UserError, match="mine: no row of class"):
+        made_from(prepare, tmp_path, twice)
+    assert not list(tmp_path.glob("*/mine.*"))
+
+    content = "title,tone\n" + "".join(f"{row['title']},{row['tone']}\n" for row in ROWS)
+    made_from(prepare, tmp_path, content)
+    before = {path: path.read_bytes() for path in tmp_path.glob("*/mine.*")}
+    assert len(before) == 3
+    write_text = prepare_module.write_text
+
+    def full_disk(path, content):
+        if path.name == "mine.jinja" and path.parent.parent == tmp_path.relative_to(tmp_path):
+            raise OSError(28, "No space left on device", str(path))
+        write_text(path, content)
+
+    monkeypatch.setattr(prepare_module, "write_text", full_disk)
+    with pytest.raises(UserError, match=r"templates/mine\.jinja: cannot be written .*nothing was"):
+        made_from(prepare, tmp_path, content.replace("Up", "Upwards"), "news.csv", "--force")
+    assert {path: path.read_bytes() for path in tmp_path.glob("*/mine.*")} == before
+
+
+@pytest.mark.parametrize(
+    "encoding,delimiter,end",
+    [("utf-8-sig", ";", "\r\n"), ("utf-16", "\t", "\r\n"), ("utf-8", "|", "\r"), ("cp1252", ";", "\n")],
+)
+def test_what_spreadsheets_write_is_read_right_or_named(encoding, delimiter, end, prepare, tmp_path, capsys):
+    rows = [(f"“{row['title']}é” – €", row["tone"]) for row in ROWS]
+    content = end.join(delimiter.join(row) for row in [("title", "tone"), *rows, ()]).encode(encoding)
+    flags = []
+    if encoding == "cp1252":
+        with pytest.raises(UserError, match=r"108 lines are not UTF-8, the first of them line 2.*reads '“Alder"):
+            made_from(prepare, tmp_path, content, "news.CSV")
+        flags = ["--encoding", "cp1252"]
+    assert made_from(prepare, tmp_path, content, "news.CSV", *flags) == rows
+    names = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+    assert f"cells separated by {names[delimiter]}" in capsys.readouterr().out

@@ -67,6 +67,13 @@ def test_a_good_run_is_set_beside_the_simple_ones_and_names_the_next_command(cap
     assert "No better than" not in said and "weak:" not in said and "clean" not in said
 
 
+def test_the_table_fits_100_columns(capsys):
+    paper = {"row": "qwen3-8b", "accuracy": 0.9}
+    summary.print_result(result_of(TRUTH, TRUTH, name="a-long-name" * 20, paper=paper), Path("runs/toy/mine"))
+    table, _, _ = capsys.readouterr().out.partition("run: ")
+    assert "a-long-name" in table and max(map(len, table.splitlines())) <= 100
+
+
 def test_a_run_that_learnt_nothing_says_so(capsys):
     summary.print_result(result_of(np.zeros(60, dtype=int), TRUTH), Path("runs/toy/mine"))
     said = capsys.readouterr().out

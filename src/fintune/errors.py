@@ -20,8 +20,10 @@ EXTRAS = {
     "bitsandbytes": "qlora",
     "sentencepiece": "baichuan",
     "google": "baichuan",  # protobuf, which sentencepiece reads model files with
+    "openpyxl": "xlsx",
     "wandb_workspaces": "report",
     "matplotlib": "ablations",
+    "cleanlab": "suspects",
     "flash_attn": "flash",
     "liger_kernel": "liger",
     "gguf": "smollm2",

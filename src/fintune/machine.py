@@ -34,6 +34,15 @@ GPU_TIERS = [
 ]
 
 
+def console():
+    """rich's console, at most 100 columns wide, so that a table can be read in a window and pasted."""
+    from rich.console import Console
+
+    found = Console()
+    found.width = min(found.width, 100) if found.is_terminal else 100
+    return found
+
+
 def free_gpu_gib() -> float:
     """Free memory of the first CUDA device in GiB; 0 without one."""
     import torch

@@ -5,6 +5,7 @@ import io
 import itertools
 import json
 import random
+import re
 import shutil
 import signal
 import time
@@ -123,14 +124,13 @@ def signals(fault: Fault) -> None:
         time.sleep(random.Random(number).uniform(0, 0.4))
         process.send_signal(signum)
         code, output = finish(process)
-        _, _, after = output.partition("saving after this step")
-        last = newest(folder)
+        announced, last = re.search(r"saving after step (\d+);", output), newest(folder)
         saved = f"saved {last};" in output and (last / MANIFEST).exists()
-        at_once = after.count("'loss'") <= 1  # lines of the log, one a step
+        at_once = announced and int(last.name.removeprefix("checkpoint-")) <= int(announced[1])
         again, resumed = finish(train(folder, *flags, *RESUME))
         held = code == expected_code and saved and at_once and f"resume: from {last}" in resumed and again == 0
         held = held and outcome(folder) == expected
-        fault.record(begun and bool(after), held, f"{signum.name}: {code}, {output[-200:]}; {resumed[-200:]}")
+        fault.record(begun and bool(announced), held, f"{signum.name}: {code}, {output[-200:]}; {resumed[-200:]}")
 
     with ThreadPoolExecutor(2) as pool:
         list(pool.map(one, range(12)))

@@ -1,5 +1,7 @@
 """The command itself, and how its verbs describe what they take."""
 
+from typing import Annotated
+
 import typer
 
 app = typer.Typer(
@@ -32,4 +34,12 @@ def flag(name: str, help: str) -> typer.models.OptionInfo:
     return typer.Option(name, help=help, show_default="off")
 
 
-FORMATS = ".csv, .csv.gz, .jsonl, .jsonl.gz or .parquet"
+FORMATS = ".csv, .tsv, .jsonl (also .gz, .zst), .parquet or .xlsx"
+Delimiter = Annotated[
+    str | None,
+    option("CHARACTER", "What separates the cells of CSV, such as ; or tab.", "found among , ; tab |"),
+]
+Encoding = Annotated[
+    str | None,
+    option("NAME", "Of a text file, such as cp1252.", "UTF-8, or as a byte order mark says"),
+]

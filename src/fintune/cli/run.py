@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from fintune.cli.app import FORMATS, app, argument, flag, option
+from fintune.cli.app import FORMATS, Delimiter, Encoding, app, argument, flag, option
 
 Run = Annotated[Path, argument("RUN", "Folder of a finished run.")]
 AbstainBelow = Annotated[
@@ -38,7 +38,7 @@ def predict(
             "--output",
             "-o",
             metavar="OUTPUT",
-            help="A new file of the input's format; with --engine ray a folder. Required, except with -.",
+            help="A new file of the input's format, or .csv for .xlsx; with ray a folder. Required, except with -.",
             show_default="none",
         ),
     ] = None,
@@ -53,12 +53,14 @@ def predict(
         Literal["local", "ray"],
         typer.Option(help="ray labels a folder on the cluster of RAY_ADDRESS, else on this machine's cores."),
     ] = "local",
+    delimiter: Delimiter = None,
+    encoding: Encoding = None,
 ) -> int:
     """Label a file, lines as they come, or a folder on a cluster.
 
-    Every row gets a label, a confidence and a probability for each label. Rows that cannot be labelled are written
-    to OUTPUT.rejected.jsonl, each with its line and the reason. An interrupted command goes on when it is typed
-    again. Exit code 3: done, but some rows were rejected.
+    Every row gets a label, a confidence and a probability for each label. A row that cannot be labelled keeps its
+    place, with the reason in the column `rejected`; lines that are no rows are written to OUTPUT.rejected.jsonl. An
+    interrupted command goes on when it is typed again. Exit code 3: done, but some rows were rejected.
 
     \b
     Examples:
@@ -68,7 +70,7 @@ def predict(
     """
     from fintune.deploy.predict import predict
 
-    options = abstain_below, target_accuracy, spreadsheet_safe, engine
+    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding
     return predict(run_dir, source, output, text_column, prefix, *options)
 
 

@@ -4,12 +4,12 @@ import re
 from collections import Counter, defaultdict
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
 
 from fintune.data.load import TaskData
 from fintune.data.splits import URL, normalise
 from fintune.errors import UserError
+from fintune.machine import console
 from fintune.recipe.task import Task
 
 ODD = {  # what a text holds, by a pattern that finds it
@@ -81,20 +81,20 @@ def check_leakage(task: Task, data: TaskData) -> None:
 
 
 def lines(found: dict) -> list[str]:
-    """The report as sentences, for what prints before training."""
+    """The report in three sentences, for what prints before training."""
     rows, test = sum(sum(counts.values()) for counts in found["rows"].values()), sum(found["rows"]["test"].values())
-    odd = ", ".join(f"{count:,} rows hold {what}" for what, count in found["odd"].items() if count)
+    odd = ", ".join(f"{count:,} with {what}" for what, count in found["odd"].items() if count)
     return [
-        f"audit: {_by_kind(found['repeats'])} of {rows:,} rows repeat an earlier one; "
-        f"{found['contradictions']:,} texts have two labels",
-        f"audit: {_by_kind(found['leaked'])} of {test:,} test rows are in training or validation too",
-        *([f"audit: {odd}"] if odd else []),
+        f"audit: {_by_kind(found['repeats'], rows, 'rows repeat an earlier one')}",
+        f"audit: {_by_kind(found['leaked'], test, 'test rows are in training or validation too')}",
+        f"audit: {found['contradictions']:,} texts have two labels; {f'odd rows: {odd}' if odd else 'no row is odd'}.",
     ]
 
 
-def _by_kind(counts: dict[str, int]) -> str:
+def _by_kind(counts: dict[str, int], rows: int, what: str) -> str:
     exact, normalised, near = counts.values()
-    return f"{exact:,} ({normalised:,} ignoring case, links and punctuation; {near:,} counting near-duplicates)"
+    alike = f"{normalised:,} if case, links and punctuation are ignored, {near:,} if near-duplicates count"
+    return f"{exact:,} of {rows:,} {what}, {alike}."
 
 
 def show(task: Task, found: dict) -> None:
@@ -104,7 +104,7 @@ def show(task: Task, found: dict) -> None:
         table.add_column(split, justify="right")
     for name in task.names:
         table.add_row(name, *(f"{counts.get(name, 0):,}" for counts in found["rows"].values()))
-    Console().print(table)
+    console().print(table)
     counts = Counter(found["rows"]["train"])
     most, least = max(counts.values()), min(counts.values())
     print(f"imbalance: the commonest class has {most / least:.1f} times the training rows of the rarest")

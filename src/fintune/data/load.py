@@ -1,8 +1,6 @@
 """Rows of a task, from file to splits: every row is read, checked and counted, none is dropped."""
 
-import csv
 import hashlib
-import io
 import os
 import time
 import zipfile
@@ -15,8 +13,12 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, HTTPError, LocalEntryNotFoundError
 from sklearn.utils.class_weight import compute_class_weight
 
-from fintune.data.rows import how_often
+from fintune.data.exclude import without_excluded
+from fintune.data.rows import EMPTY_LINE, fault_of
+from fintune.data.soft_labels import soft_rows
 from fintune.data.splits import normalise, share_rows, split_rows
+from fintune.data.tables import check_column, read_table
+from fintune.data.text_file import TextFile
 from fintune.errors import UserError
 from fintune.machine import hub_reachable
 from fintune.recipe.task import DataFile, Task
@@ -30,16 +32,19 @@ class TaskData:
 
     Attributes:
         splits: split -> Dataset of columns text (str), label (id), file and line (where it is), cluster (equal for
-            near-duplicates).
+            near-duplicates); of train with `soft_labels` also probabilities, the label being the most likely one.
         source: `mirror`, `hub`, `sample` or `file`: results of different sources never share a table.
-        sha256: hash over the bytes of all files and the split's settings; the same hash means the same splits.
+        sha256: hash over the bytes of all files and the split's settings; the same hash means the same splits. Of
+            `soft_labels`, which change the training rows alone, a run's identity has a hash of its own.
         clean: for each test row, whether no row of train or validation equals it once normalised.
+        soft_labels: of a task with them, rows of their file and how many were left out for which reason.
     """
 
     splits: dict[str, Dataset]
     source: str
     sha256: str
     clean: list[bool]
+    soft_labels: dict[str, int] | None = None
 
     def class_weights(self, task: Task) -> list[float] | None:
         """By label id rows / (labels x rows of the label) of the training split; None where the task wants none."""
@@ -55,6 +60,7 @@ class TaskData:
             "sha256": self.sha256,
             "rows": {split: len(rows) for split, rows in self.splits.items()},
             "test_rows_repeated_in_train": self.clean.count(False),
+            **({"soft_labels": self.soft_labels} if self.soft_labels else {}),
         }
 
 
@@ -66,15 +72,19 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
 
     Raises:
         UserError: a file is missing or has other bytes or rows than the YAML says; a row has no text or a label that
-            the task does not list; a class is missing from a split.
+            the task does not list; a class is missing from a split; see also `soft_rows`.
     """
     source, files, contents = _fetch(task, allow_sample)
     rows = {split: _read(task, files[split], content) for split, content in contents.items()}
     digest = hashlib.sha256(repr(sorted(task.split.items())).encode())
     for split in sorted(contents):
         digest.update(split.encode() + hashlib.sha256(contents[split]).digest())
-    rows = split_rows(task, rows)
+    rows, soft_counts = split_rows(task, rows), None
+    if task.soft_labels:  # what a test file shares with training is judged by `max_leakage`, as without them
+        rows["train"], soft_counts = soft_rows(task, rows, {"validation"} | ({"test"} - contents.keys()))
     seen = {normalise(row["text"]) for split in ("train", "validation") for row in rows[split]}
+    if task.exclude:
+        rows["train"] = without_excluded(task, rows)
     rows["train"] = share_rows(rows["train"], task.train_share)
     for split, found in rows.items():
         missing = set(range(len(task.labels))) - {row["label"] for row in found}
@@ -89,6 +99,7 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
         source=source,
         sha256=digest.hexdigest(),
         clean=[normalise(row["text"]) not in seen for row in rows["test"]],
+        soft_labels=soft_counts,
     )
 
 
@@ -186,20 +197,9 @@ def _checked(file: DataFile, content: bytes, where: str) -> bytes:
 
 def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
     name = Path(file.path).name
-    try:
-        text = content.decode(file.encoding)
-    except LookupError as error:
-        raise UserError(f"{name}: encoding {file.encoding!r} is unknown; take one that Python knows") from error
-    except UnicodeDecodeError as error:
-        line = content.count(b"\n", 0, error.start) + 1
-        raise UserError(
-            f"{name}:{line}: not {file.encoding} ({error.reason}); convert it, or set `encoding`"
-        ) from error
-    read = _read_at_lines if name.endswith(".txt") else _read_csv
-    ids = {label_name: label for label, label_name in enumerate(task.names)}
-    ids |= {value: label for label, value in enumerate(task.labels)}  # what the file holds wins over a name
-    rows = []
-    for line, row_text, value in read(task, text, name):
+    read = _read_at_lines if name.endswith(".txt") else _read_table
+    ids, rows = task.label_ids, []
+    for line, row_text, value in read(task, file, content, name):
         if not row_text.strip():
             raise UserError(f"{name}:{line}: the text is empty; every row needs one, so fix or remove the row")
         if value.strip() not in ids:
@@ -214,10 +214,12 @@ def _read(task: Task, file: DataFile, content: bytes) -> list[dict]:
     return rows
 
 
-def _read_at_lines(task: Task, text: str, name: str):
+def _read_at_lines(task: Task, file: DataFile, content: bytes, name: str):
     """Financial PhraseBank's own format, `text@label`; not splitlines(), which also splits at U+0085 and U+2028."""
-    for line, row in enumerate(text.split("\n"), start=1):
-        row = row.removesuffix("\r")
+    for line, row, fault in TextFile(Path(name), content, stated_encoding(file), strict=True).lines():
+        row = row.rstrip("\r\n")
+        if fault:
+            raise UserError(f"{name}:{line}: {fault}; fix the row")
         if row:
             if "@" not in row:
                 raise UserError(f"{name}:{line}: no `@` between text and label in {row[:60]!r}; fix the row")
@@ -225,23 +227,21 @@ def _read_at_lines(task: Task, text: str, name: str):
             yield line, row_text, value
 
 
-def _read_csv(task: Task, text: str, name: str):
-    """Cells stay text: \"NA\" and \"007\" are headlines like any other, where pandas would read a gap and a 7."""
-    reader, start = csv.reader(io.StringIO(text, newline=""), strict=True), 1
-    csv.field_size_limit(len(text) + 1)
-    try:
-        header = next(reader, [])
-        columns = {}
-        for column in (task.text_column, task.label_column):
-            if header.count(column) != 1:
-                raise UserError(f"{name}: column {column!r} {how_often(header.count(column))} the header {header}")
-            columns[column] = header.index(column)
-        start = reader.line_num + 1
-        for row in reader:
-            if row and len(row) != len(header):
-                raise UserError(f"{name}:{start}: {len(row)} cells where the header has {len(header)}; fix the row")
-            if row:
-                yield start, row[columns[task.text_column]], row[columns[task.label_column]]
-            start = reader.line_num + 1
-    except csv.Error as error:
-        raise UserError(f"{name}:{start}: {error}; the row that starts there is not valid CSV") from error
+def _read_table(task: Task, file: DataFile, content: bytes, name: str):
+    """Cells of text files stay text: \"NA\" and \"007\" are headlines like any other; empty lines are none."""
+    table = read_table(Path(name), task.text_column, content, encoding=stated_encoding(file), strict=True)
+    for column, key in ((task.text_column, "text_column"), (task.label_column, "label_column")):
+        check_column(table, Path(name), column, f"`{key}: {{}}` in the task's YAML", texts=key == "text_column")
+    for row in table.rows():
+        if row.fault == EMPTY_LINE:
+            continue
+        fault = row.fault or fault_of(row.text)
+        if fault not in (None, "empty"):  # of which the caller says what is needed
+            raise UserError(f"{name}:{row.line}: {fault}; fix the row")
+        value = table.value(row, task.label_column)
+        yield row.line, row.text, "" if value is None else str(value)
+
+
+def stated_encoding(file: DataFile) -> str | None:
+    """A file's encoding where its task states one: its default is what is found out anyway."""
+    return None if file.encoding == "utf-8-sig" else file.encoding

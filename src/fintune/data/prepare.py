@@ -1,7 +1,9 @@
 """Make a task from a file of labelled texts: report what is wrong with its rows, and write what training needs."""
 
 import io
+import tempfile
 from collections import Counter, defaultdict
+from math import isnan
 from pathlib import Path
 
 import yaml
@@ -9,8 +11,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fintune.data import audit
+from fintune.data.csv_file import write_csv
 from fintune.data.load import load_data
-from fintune.data.rows import fault_of, kind_of, write_csv
+from fintune.data.rows import fault_of
+from fintune.data.tables import check_column, read_table
 from fintune.errors import UserError
 from fintune.files import write_text
 from fintune.recipe.layers import read_task
@@ -18,6 +22,9 @@ from fintune.recipe.layers import read_task
 MOST_LABELS = 100  # more different values are hardly classes
 FEWEST_ROWS = 10  # of a class: fewer do not reach training, validation and test
 IMBALANCE = 3  # rows of the commonest class for each of the rarest, from which on weights are offered
+# what pandas reads as missing, and writes for it
+NO_LABELS = {"-1.#IND", "1.#QNAN", "1.#IND", "-1.#QNAN", "#N/A N/A", "#N/A", "N/A", "n/a", "NA", "<NA>", "#NA"}
+NO_LABELS |= {"NULL", "null", "None", "NaT"}
 TEMPLATE = """\
 {{#- Made by `fintune prepare` for {task}: say here what the labels mean; `text` is a row's text. -#}}
 Classify this text. Answer with one of: {{{{ labels | join("; ") }}}}.
@@ -26,91 +33,146 @@ Classify this text. Answer with one of: {{{{ labels | join("; ") }}}}.
 """
 
 
-def prepare(file: Path, text: str, label: str, task: str, force: bool, root: Path = Path()) -> None:
+def prepare(
+    file: Path,
+    text: str,
+    label: str,
+    task: str,
+    force: bool,
+    root: Path = Path(),
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> None:
     """Write data/<task>.csv, data/<task>.yaml and templates/<task>.jinja, and print what was found in the rows.
 
     Args:
-        file: CSV, JSONL (both gzip'd too) or Parquet.
+        file: CSV, TSV or JSONL (compressed too), Parquet or Excel.
         text: column of the texts.
         label: column of the labels.
         task: name of the task; letters, digits and _ alone.
         force: write over the task's files.
         root: folder that holds data/ and templates/.
+        delimiter, encoding: of `file`, where they are not to be found out; see `read_table`.
 
     Raises:
-        UserError: the task's files exist, `file` cannot be read, or its rows make no task.
+        UserError: the task's files exist, `file` cannot be read, or its rows make no task; then nothing is written.
     """
-    table, description = root / f"data/{task}.csv", root / f"data/{task}.yaml"
-    template = root / f"templates/{task}.jinja"
-    written = (table, description, template)
+    names = f"data/{task}.csv", f"templates/{task}.jinja", f"data/{task}.yaml"
     if not task.isidentifier():
         raise UserError(f"--task {task!r}: letters, digits and _ alone, as in my_news")
-    if existing := [path for path in written if path.exists() and not force]:
+    if existing := [root / name for name in names if (root / name).exists() and not force]:
         raise UserError(f"{existing[0]}: already exists; choose another --task, or --force to write over it")
-    if not file.is_file():
-        raise UserError(f"{file}: no such file")
 
-    rows, left_out = read(file, text, label)
+    rows, left_out, spellings = read(file, text, label, delimiter, encoding)
     counts = Counter(value for _, value in rows)
     if not 2 <= len(counts) <= MOST_LABELS:
         raise UserError(
             f"{file}: column {label!r} holds {len(counts)} different labels among {len(rows)} usable rows, "
             f"such as {sorted(counts)[:3]}; a task needs 2 to {MOST_LABELS} labels with {FEWEST_ROWS} rows each"
         )
-    content = io.StringIO()
-    write_csv(content, [("text", "label"), *rows])
-    write_text(table, content.getvalue())
-    write_text(template, TEMPLATE.format(task=task))
-    origin = f"{file.name} (text: {text}, label: {label})"
-    write_text(description, task_text(task, origin, counts, left_out))
-    show(task, rows, counts, left_out)
+    table = io.StringIO()
+    write_csv(table, [("text", "label"), *rows])
+    origin = f"{file.name!r} (text: {text!r}, label: {label!r})"
+    written = table.getvalue(), TEMPLATE.format(task=task), task_text(task, origin, counts, left_out, spellings)
+    contents = dict(zip(names, written, strict=True))
+    show(task, rows, counts, left_out, spellings)
 
-    made = read_task(description)
-    data = load_data(made)  # as training reads it: now rather than later
-    print(*audit.lines(audit.audit(made, data)), sep="\n")
+    with tempfile.TemporaryDirectory() as trial:  # read as training does, before anything is written
+        for name, content in contents.items():
+            write_text(Path(trial, name), content)
+        made = read_task(Path(trial, f"data/{task}.yaml"))
+        data = load_data(made)
+        print(*audit.lines(audit.audit(made, data)), sep="\n")
     print("repeats are kept, each cluster of them in one split")
     print(f"splits: {data.summary()['rows']}; {data.clean.count(False)} test rows are also in training")
-    names = ", ".join(str(path.relative_to(root)) for path in written)
-    print(f"written: {names}; edit the template, then `make train-{task}`")
+    write_all(root, contents)
+    print(f"written: {', '.join(sorted(names))}; edit the template, then `make train-{task}`")
 
 
-def read(path: Path, text: str, label: str) -> tuple[list[tuple[str, str]], dict[str, list[int]]]:
-    """(text, label) of each row that can be trained on, and the lines of the others by reason."""
-    table = kind_of(path)(path, text)
-    if label not in table.columns:
-        raise UserError(
-            f"{path}: no column {label!r} for the labels among {list(table.columns)[:20]}; name it with --label"
-        )
+def write_all(root: Path, contents: dict[str, str]) -> None:
+    """Write files by their names below `root`, or leave them all as they were."""
+    before = {name: (root / name).read_bytes() if (root / name).exists() else None for name in contents}
+    try:
+        for name, content in contents.items():
+            write_text(root / name, content)
+    except BaseException as error:
+        for name, content in before.items():
+            if content is None:
+                (root / name).unlink(missing_ok=True)
+            else:
+                (root / name).write_bytes(content)
+        if isinstance(error, OSError):
+            raise UserError(f"{error.filename or root}: cannot be written ({error.strerror}); nothing was") from error
+        raise
+
+
+def read(
+    path: Path, text: str, label: str, delimiter: str | None = None, encoding: str | None = None
+) -> tuple[list[tuple[str, str]], dict[str, list[int]], list[Counter]]:
+    """What of a file can be trained on.
+
+    Returns:
+        (text, label) of each such row; the lines of the others by reason; for each label with several spellings, how
+        often each occurs: the commonest is taken for all.
+    """
+    table = read_table(path, text, delimiter=delimiter, encoding=encoding)
+    if table.about:
+        print(f"{path}: {table.about}")
+    check_column(table, path, text, "--text {}")
+    check_column(table, path, label, "--label {}", texts=False)
     rows, left_out = [], defaultdict(list)
     for row in table.rows():
         fault = row.fault or fault_of(row.text)
         value = None if fault else table.value(row, label)
-        fault = fault or (None if value is not None and str(value).strip() else "no label")
-        fault = fault or fault_of(str(value))
-        if fault:
-            left_out[fault].append(row.line)
+        if fault := fault or no_label(value):
+            left_out[fault.partition(" (")[0]].append(row.line)
         else:
-            rows.append((row.text, str(value).strip(), row.line))
+            rows.append((row.text, str(value), row.line))
+    spellings = defaultdict(Counter)
+    for _, value, _ in rows:
+        spellings[same(value)][value] += 1
+    taken = {key: found.most_common(1)[0][0].strip() for key, found in spellings.items()}
+    rows = [(words, taken[same(value)], line) for words, value, line in rows]
     counts = Counter(value for _, value, _ in rows)
     for _, value, line in rows:
         if counts[value] < FEWEST_ROWS:
             left_out[f"label {value!r} has {counts[value]} rows, {FEWEST_ROWS} are needed"].append(line)
-    return [(words, value) for words, value, _ in rows if counts[value] >= FEWEST_ROWS], left_out
+    kept = [(words, value) for words, value, _ in rows if counts[value] >= FEWEST_ROWS]
+    return kept, left_out, [found for found in spellings.values() if len(found) > 1]
 
 
-def task_text(task: str, origin: str, counts: Counter, left_out: dict[str, list[int]]) -> str:
-    """The task's YAML, with what was found as comments."""
+def same(label: str) -> str:
+    """Equal for spellings of one label."""
+    return " ".join(label.casefold().split())
+
+
+def no_label(value: object) -> str | None:
+    """Why a value is no label; None where it is one."""
+    if value is None or not str(value).strip():
+        return "no label"
+    words = str(value).strip()
+    try:
+        missing = words in NO_LABELS or isnan(float(words))
+    except ValueError:
+        missing = False
+    if missing:
+        return f"{words!r} stands for a missing label; rename it where it is a class"
+    return fault_of(str(value))
+
+
+def task_text(
+    task: str, origin: str, counts: Counter, left_out: dict[str, list[int]], spellings: list[Counter]
+) -> str:
+    """The task's YAML, with what was found as comments, of one line each."""
     lines = [f"# Made from {origin} by `fintune prepare`."]
     lines += [f"# Left out: {len(found):,} rows, {reason}" for reason, found in left_out.items()]
+    lines += [f"# One label: {spelt(found)}" for found in spellings]
     lines += [
         f"task: {task}",
         "",
         "labels: # value in the file: what the model answers; the order is the label id",
     ]
-    scalars = {
-        label: yaml.safe_dump(label, allow_unicode=True, width=10**9).removesuffix("...\n").strip() for label in counts
-    }
-    lines += [f"  {scalars[label]}: {scalars[label]} # {counts[label]:,} rows" for label in sorted(counts)]
+    lines += [f"  {scalar(label)}: {scalar(label)} # {counts[label]:,} rows" for label in sorted(counts)]
     lines += ["", "files:", f"  all: {{path: {task}.csv, rows: {counts.total()}}}"]
     lines += ["", "split: {seed: 42, validation: 0.1, test: 0.1} # near-duplicates stay on one side"]
     if imbalance(counts) >= IMBALANCE:
@@ -120,11 +182,25 @@ def task_text(task: str, origin: str, counts: Counter, left_out: dict[str, list[
     return "\n".join(lines) + "\n"
 
 
+def scalar(label: str) -> str:
+    """A string as YAML in one line."""
+    style = None if label.isprintable() else '"'  # which escapes line breaks
+    return yaml.safe_dump(label, allow_unicode=True, width=10**9, default_style=style).removesuffix("...\n").strip()
+
+
+def spelt(found: Counter) -> str:
+    """The spellings of a label, the one that is taken first."""
+    (taken, count), *others = found.most_common()
+    return f"{taken!r} ({count:,} rows), also spelt " + ", ".join(f"{name!r} ({rows:,})" for name, rows in others)
+
+
 def imbalance(counts: Counter) -> float:
     return max(counts.values()) / min(counts.values())
 
 
-def show(name: str, rows: list[tuple[str, str]], counts: Counter, left_out: dict[str, list[int]]) -> None:
+def show(
+    name: str, rows: list[tuple[str, str]], counts: Counter, left_out: dict[str, list[int]], spellings: list[Counter]
+) -> None:
     table = Table(title=f"{name}: {len(rows):,} rows")
     for column in ("label", "rows", "share"):
         table.add_column(column, justify="left" if column == "label" else "right")
@@ -136,6 +212,8 @@ def show(name: str, rows: list[tuple[str, str]], counts: Counter, left_out: dict
         f"imbalance: the commonest class has {imbalance(counts):.1f} times the rows of the rarest"
         + offer * (imbalance(counts) >= IMBALANCE)
     )
+    for found in spellings:
+        print(f"one label: {spelt(found)}")
     print(f"left out: {sum(map(len, left_out.values())):,} rows")
     for reason, lines in left_out.items():
         print(f"  {len(lines):,}: {reason} (line {', '.join(map(str, lines[:5]))}{', ...' * (len(lines) > 5)})")

@@ -11,7 +11,6 @@ from fintune.data.rows import Row, fault_of
 from fintune.deploy.classifier import Classifier
 
 MOST_IN_MEMORY = 1_000_000  # texts of a stream whose scores are kept, some 200 MB; then the cache is emptied
-QUOTED_CHARACTERS = 1000  # of a rejected text
 
 
 def added_columns(names: list[str], prefix: str) -> list[str]:
@@ -21,7 +20,8 @@ def added_columns(names: list[str], prefix: str) -> list[str]:
         names: the label names, in the order of the probabilities.
         prefix: put before each column's name.
     """
-    return [prefix + name for name in ("label", "confidence", *(f"probability_{name}" for name in names), "abstained")]
+    probabilities = (f"probability_{name}" for name in names)
+    return [prefix + name for name in ("label", "confidence", *probabilities, "abstained", "rejected")]
 
 
 class Answers:
@@ -60,20 +60,22 @@ class Answers:
                 )
         return [self._columns(known[key]) for key in keys]
 
+    def of_rows(self, rows: list[Row]) -> list[dict]:
+        """The columns of each row; one that cannot be labelled has only `rejected`, which says why."""
+        found = iter(self([row.text for row in rows if row.fault is None]))
+        return [self._rejected(row.fault) if row.fault else next(found) for row in rows]
+
     def _columns(self, probabilities: np.ndarray) -> dict:
         label, confidence = self.classifier.names[probabilities.argmax()], float(probabilities.max())
-        values = [label, confidence, *map(float, probabilities), confidence < self.threshold]
+        values = [label, confidence, *map(float, probabilities), confidence < self.threshold, None]
         return dict(zip(self.columns, values, strict=True))
 
+    def _rejected(self, reason: str) -> dict:
+        return dict.fromkeys(self.columns) | {self.columns[-1]: reason}
 
-def split_rejected(rows: list[Row]) -> tuple[list[Row], list[dict]]:
-    """Rows that can be labelled, and {"line", "reason", "text"} of each that cannot."""
-    good, rejected = [], []
+
+def judge(rows: list[Row]) -> list[Row]:
+    """The same rows, with the fault of each that cannot be labelled."""
     for row in rows:
-        fault = row.fault or fault_of(row.text)
-        if fault is None:
-            good.append(row)
-        else:
-            text = row.text[:QUOTED_CHARACTERS] if isinstance(row.text, str) else None
-            rejected.append({"line": row.line, "reason": fault, "text": text})
-    return good, rejected
+        row.fault = row.fault or fault_of(row.text)
+    return rows

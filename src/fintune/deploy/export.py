@@ -9,13 +9,13 @@ import numpy as np
 
 from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
-from fintune.files import write_text
+from fintune.recipe.layers import read_layer
+from fintune.results.card import write_card
 from fintune.results.verify import read_result
 
 # the Hub's client and the model libraries take seconds to import: only the functions that need them do
 
 ROWS = 256  # that the run and what is exported must label the same
-LICENCES = {"CC BY-NC-SA 3.0": "cc-by-nc-sa-3.0", "MIT": "mit", "Apache 2.0": "apache-2.0", "CC BY 4.0": "cc-by-4.0"}
 MAY_DIFFER = 0.01  # share of labels in 16 bits, where a near tie may fall the other way; in float32 none may
 
 
@@ -44,7 +44,8 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
         classifier.scorer.save_merged(staging, run_dir)
         check = compare(classifier, staging, texts, expected)
         print(f"{check['same']} of {check['rows']} labels equal, probabilities to {check['largest_difference']:.1e}")
-        write_card(staging, run_dir, classifier, result, check, push or target.name)
+        stated, encoder = read_layer(run_dir / "recipe.yaml"), classifier.scorer.encoder
+        write_card(staging, result, stated, encoder, push or target.name, bool(push), check)
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -81,59 +82,6 @@ def compare(classifier: Classifier, folder: Path, texts: list[str], expected: np
             "train the run again"
         )
     return {"rows": len(texts), "same": same, "largest_difference": float(np.abs(found - expected).max())}
-
-
-def write_card(folder: Path, run_dir: Path, classifier: Classifier, result: dict, check: dict, name: str) -> None:
-    """README.md of the folder, a model card as the Hub reads it.
-
-    Args:
-        check: what `compare` found.
-        name: what the card's example loads.
-    """
-    from huggingface_hub import EvalResult, ModelCard, ModelCardData
-
-    from fintune.recipe.layers import TINY, read_layer
-
-    recipe, test = read_layer(run_dir / "recipe.yaml"), result["test"]
-    linear = recipe.get("linear_model")  # majority, tfidf or embedding
-    kind = linear or {"train_sft.py": "causal", "train_cls.py": "encoder"}[result["script"]]
-    causal = kind == "causal"
-    invented = result["data"]["source"] == "sample"
-    licence = "Apache 2.0 (invented rows)" if invented else result["data"]["license"]
-    figures = {"accuracy": test["accuracy"], "f1": test["macro_f1"], "matthews_correlation": test["mcc"]}
-    base = result["model"]["base"]
-    path = Path(base).is_absolute() or base.startswith((".", "~"))  # maybe of another machine
-    # a path would tell of this machine, and help nobody else
-    local = base in (TINY, linear) or path or Path(base).is_dir()
-    card_data = ModelCardData(
-        model_name=result["name"],
-        base_model=None if local else base,
-        license="apache-2.0" if invented else LICENCES.get(licence, "other"),
-        library_name="sklearn" if linear else "transformers",
-        pipeline_tag="text-generation" if causal else "text-classification",
-        tags=["finance", "text-classification"],
-        eval_results=[
-            EvalResult("text-classification", "file", result["task"], metric, value, dataset_split="test")
-            for metric, value in figures.items()
-        ],
-    )
-    card = ModelCard.from_template(
-        card_data,
-        template_path=str(Path(__file__).parent / "model-card.md.jinja"),
-        kind=kind,
-        name=name,
-        base=Path(base).name if local else base,
-        local=local,
-        example="Alder raised its dividend again",
-        turn=repr(classifier.scorer.encoder.turn("HEADLINE")) if causal else None,
-        quoted_revision=repr(recipe.get("model_revision")),
-        max_length=classifier.max_length,
-        use_rslora=recipe.get("use_rslora"),
-        temperature=classifier.calibration["temperature"],
-        packages=("scikit-learn", "skops") if linear else ("torch", "transformers", "trl", "peft"),
-        **{"result": result, "test": test, "licence": licence, "check": check},
-    )
-    write_text(folder / "README.md", str(card))
 
 
 def push_to_hub(folder: Path, repository: str) -> None:

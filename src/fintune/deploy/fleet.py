@@ -20,7 +20,6 @@ from fintune.deploy.label_file import label_file
 from fintune.errors import UserError
 
 RUN = "_run.json"  # in the output folder: what its files were labelled with; a leading _ hides it from readers
-REJECTED = ".rejected.jsonl"
 
 
 def label_folder(
@@ -73,7 +72,7 @@ def label_folder(
             f"{len(failed)} of {len(files)} files could not be labelled, the others are; first {failed[0]['file']}: "
             f"{failed[0]['error']}"
         )
-    return count(source, target, files)
+    return count(source, target, files, prefix)
 
 
 class Labeller:
@@ -106,11 +105,7 @@ class Labeller:
                 path.parent.mkdir(parents=True)
             copy_files(f"{folder}/{name}", str(taken), here, local)
             label_file(self.classifier, self.run_dir, taken, made, *self.options)
-            if there.get_file_info(f"{out}/{name}{REJECTED}").type is not FileType.NotFound:
-                there.delete_file(f"{out}/{name}{REJECTED}")  # of other rows
-            # rejected rows first: where a file exists, everything does
-            for path in sorted(made.parent.iterdir(), reverse=True):
-                copy_files(str(path), f"{out}/{path.name}", local, there)
+            copy_files(str(made), f"{out}/{name}", local, there)
 
 
 def location(folder: str) -> tuple[FileSystem, str]:
@@ -134,7 +129,7 @@ def parquet_files(folder: str, missing_ok: bool = False) -> list[str]:
     return sorted(
         info.base_name
         for info in found
-        if info.type is FileType.File and info.extension == "parquet" and not info.base_name.startswith(hidden)
+        if info.type is FileType.File and info.extension.lower() == "parquet" and not info.base_name.startswith(hidden)
     )
 
 
@@ -165,8 +160,11 @@ def _check_run(target: str, run: list, begun: bool) -> None:
         raise UserError(f"{target}: was begun with another run or other options; name another folder")
 
 
-def count(source: str, target: str, names: list[str]) -> tuple[int, int]:
+def count(source: str, target: str, names: list[str], prefix: str = "") -> tuple[int, int]:
     """(labelled, rejected) rows, counted in the files.
+
+    Args:
+        prefix: of the added columns' names.
 
     Raises:
         UserError: a file has more or fewer rows than its input.
@@ -175,15 +173,11 @@ def count(source: str, target: str, names: list[str]) -> tuple[int, int]:
     labelled = rejected = 0
     for name in names:
         rows_in = pq.read_metadata(f"{folder}/{name}", filesystem=here).num_rows
-        rows_out = pq.read_metadata(f"{out}/{name}", filesystem=there).num_rows
-        bad = 0
-        if there.get_file_info(f"{out}/{name}{REJECTED}").type is not FileType.NotFound:
-            with there.open_input_stream(f"{out}/{name}{REJECTED}") as stream:
-                bad = stream.read().count(b"\n")
-        if rows_in != rows_out + bad:
+        reasons = pq.read_table(f"{out}/{name}", columns=[prefix + "rejected"], filesystem=there)[0]
+        if rows_in != len(reasons):
             raise UserError(
-                f"{target}/{name}: {rows_out} rows and {bad} rejected of {rows_in} in {source}; the input was changed "
+                f"{target}/{name}: {len(reasons)} rows of {rows_in} in {source}; the input was changed "
                 "since: remove the file and label it again"
             )
-        labelled, rejected = labelled + rows_out, rejected + bad
+        labelled, rejected = labelled + reasons.null_count, rejected + len(reasons) - reasons.null_count
     return labelled, rejected

@@ -1,7 +1,8 @@
 """Label a file of any length: in shards, each written whole or not at all, so that an interrupted run can go on.
 
-OUT.parts/ holds manifest.json, for each shard its rows and what was rejected, and scores.sqlite, the probabilities of
-every text so far. When the last shard is done they become OUT and OUT.rejected.jsonl, and OUT.parts is removed.
+OUT.parts/ holds manifest.json, for each shard its rows and the lines that are no rows, and scores.sqlite, the
+probabilities of every text so far. When the last shard is done they become OUT and, where there are such lines,
+OUT.rejected.jsonl, and OUT.parts is removed.
 """
 
 import json
@@ -17,8 +18,9 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
-from fintune.data.rows import Csv, Jsonl, Parquet, json_line, kind_of
-from fintune.deploy.answers import Answers, added_columns, split_rejected
+from fintune.data.jsonl_file import json_line
+from fintune.data.tables import Table, check_column, ending, read_table
+from fintune.deploy.answers import Answers, added_columns, judge
 from fintune.deploy.classifier import Classifier
 from fintune.errors import Stopped, UserError
 from fintune.files import sha256, write_json, write_whole
@@ -27,26 +29,32 @@ SHARD = 10_000  # rows read, labelled or rejected, between two points from which
 
 
 def open_table(
-    source: Path, target: Path, text_column: str, names: list[str], prefix: str = ""
-) -> Csv | Jsonl | Parquet:
+    source: Path,
+    target: Path,
+    text_column: str,
+    names: list[str],
+    prefix: str = "",
+    delimiter: str | None = None,
+    encoding: str | None = None,
+) -> Table:
     """The rows of `source`, ready to be labelled into `target`; needs no model, so a command asks here first.
 
     Args:
         names: the label names.
         prefix: put before the added columns' names.
+        delimiter, encoding: of `source`, where they are not to be found out; see `read_table`.
 
     Raises:
         UserError: the files are of different formats, `source` does not exist, `target` does, or a column is missing,
             would be written twice or holds no text.
     """
-    kind = kind_of(source)
-    if kind is not kind_of(target) or (source.suffix == ".gz") != (target.suffix == ".gz"):
-        raise UserError(f"{target}: the output has the format of the input, {source.name}; rename it")
+    expected = ending(source).replace(".xlsx", ".csv")
+    if expected != ending(target):
+        raise UserError(f"{target}: what is made of {source.name} ends in {expected}; rename the output")
     if target.exists() and not (_parts(target) / "manifest.json").exists():  # with it: killed while it cleaned up
         raise UserError(f"{target}: already exists; remove it, or name another output")
-    if not source.is_file():
-        raise UserError(f"{source}: no such file")
-    table = kind(source, text_column)
+    table = read_table(source, text_column, delimiter=delimiter, encoding=encoding)
+    check_column(table, source, text_column, "--text-column {}")
     columns = added_columns(names, prefix)
     if taken := set(columns).intersection(table.columns):
         raise UserError(f"{source}: has a column {min(taken)!r} already; choose a --prefix for the new ones")
@@ -63,8 +71,13 @@ def label_file(
     threshold: float,
     prefix: str = "",
     spreadsheet_safe: bool = False,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> tuple[int, int]:
-    """Label every row of `source` into `target`, a file of the same format; rejected rows go to TARGET.rejected.jsonl.
+    """Label every row of `source` into `target`, a file of the same format and encoding, or CSV for an Excel workbook.
+
+    Rows that cannot be labelled keep their place, with the reason in the column `rejected`. Lines that are no rows go
+    to TARGET.rejected.jsonl.
 
     Killed at any moment, the same call goes on from the last finished shard, and the file ends byte for byte as if it
     had not been.
@@ -73,20 +86,21 @@ def label_file(
         threshold: confidence below which the model abstains.
         prefix: put before the added columns' names.
         spreadsheet_safe: in CSV, put ' before what a spreadsheet would take for a formula.
+        delimiter, encoding: of `source`, where they are not to be found out; see `read_table`.
 
     Returns:
-        (labelled, rejected) rows.
+        (labelled, rejected) rows, lines that are no rows among the latter.
 
     Raises:
         UserError: see `open_table`; or the output was begun with another input, run or options.
         Stopped: SIGTERM or SIGINT came.
     """
-    table = open_table(source, target, text_column, classifier.names, prefix)
+    table = open_table(source, target, text_column, classifier.names, prefix, delimiter, encoding)
     parts = _parts(target)
     parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / "lock", timeout=0), _stoppable(str(parts)) as stop_if_asked:
-            options = [text_column, threshold, prefix, spreadsheet_safe]
+            options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding]
             run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
             _check_manifest(parts, {"input": sha256(source), "run": run, "options": options, "shard": SHARD})
             answers = Answers(classifier, threshold, prefix, parts / "scores.sqlite")
@@ -126,7 +140,7 @@ def _check_manifest(parts: Path, manifest: dict) -> None:
 
 
 def _label_shards(
-    table: Csv | Jsonl | Parquet,
+    table: Table,
     answers: Answers,
     parts: Path,
     spreadsheet_safe: bool,
@@ -142,25 +156,27 @@ def _label_shards(
                 return labelled, rejected
             stop_if_asked()
             done = parts / f"{number:08}.rows"
-            good, bad = split_rejected(shard)
+            kept = [row for row in judge(shard) if row.cells is not None]
             if not done.exists():
+                lost = [{"line": row.line, "reason": row.fault} for row in shard if row.cells is None]
                 write_whole(
                     parts / f"{number:08}.rejected",
-                    lambda path, bad=bad: path.write_bytes(b"".join(json_line(line) for line in bad)),
+                    lambda path, lost=lost: path.write_bytes(b"".join(json_line(line) for line in lost)),
                 )
-                added = answers([row.text for row in good])
+                added = answers.of_rows(kept)
                 write_whole(
                     done,
-                    lambda path, good=good, added=added: table.write(path, good, added, spreadsheet_safe),
+                    lambda path, kept=kept, added=added: table.write(path, kept, added, spreadsheet_safe),
                 )
                 fresh += len(shard)
-            labelled, rejected = labelled + len(good), rejected + len(bad)
+            good = sum(row.fault is None for row in kept)
+            labelled, rejected = labelled + good, rejected + len(shard) - good
             bar.update(int(1000 * table.done()) - bar.n)
             speed = fresh / (time.perf_counter() - started)
             bar.set_postfix_str(f" {labelled + rejected:,} rows, {rejected:,} rejected, {speed:,.0f} rows/s")
 
 
-def _join(table: Csv | Jsonl | Parquet, shards: list[Path], parts: Path, target: Path) -> None:
+def _join(table: Table, shards: list[Path], parts: Path, target: Path) -> None:
     """Rejected rows first: where `target` exists, everything does."""
     rejected = b"".join(path.read_bytes() for path in sorted(parts.glob("*.rejected")))
     place = target.with_name(target.name + ".rejected.jsonl")

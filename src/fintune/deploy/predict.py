@@ -21,6 +21,8 @@ def predict(
     target_accuracy: float | None,
     spreadsheet_safe: bool,
     engine: str,
+    delimiter: str | None = None,
+    encoding: str | None = None,
 ) -> int:
     """Label a file, standard input (`source` is -) or, with the engine `ray`, a folder; for the rest see the command.
 
@@ -34,12 +36,18 @@ def predict(
     streaming = source == "-"
     if streaming == (output is not None):
         raise UserError("a file needs -o OUTPUT; with -, answers go to standard output and -o is not allowed")
-    if engine == "ray" and (streaming or spreadsheet_safe):
-        raise UserError("--engine ray labels a folder of Parquet files, without --spreadsheet-safe")
+    if engine == "ray" and (streaming or spreadsheet_safe or delimiter or encoding):
+        raise UserError("--engine ray labels a folder of Parquet files, without options for text files")
+    if streaming and delimiter:
+        raise UserError("--delimiter: lines of standard input are texts, not cells; leave it out")
     result = read_result(run_dir)
     names, calibration = result["data"]["labels"], result["calibration"]
     if engine == "local" and not streaming:
-        open_table(Path(source), Path(output), text_column, names, prefix)
+        if Path(source).is_dir():
+            raise UserError(f"{source}: is a folder; --engine ray labels the .parquet files in it, or name one file")
+        table = open_table(Path(source), Path(output), text_column, names, prefix, delimiter, encoding)
+        if table.about:
+            print(f"{source}: {table.about}", file=sys.stderr)
     threshold = find_threshold(calibration, abstain_below, target_accuracy)
     if target_accuracy is not None:
         print(f"abstains below a confidence of {threshold:.4f}", file=sys.stderr)
@@ -57,11 +65,13 @@ def predict(
     with redirect_stdout(sys.stderr):  # standard output is for answers
         classifier = Classifier.from_pretrained(run_dir)
     if streaming:
-        labelled, rejected = label_stream(classifier, threshold, prefix)
+        labelled, rejected = label_stream(classifier, threshold, prefix, encoding)
     else:
-        files = Path(source), Path(output)
-        labelled, rejected = label_file(classifier, run_dir, *files, text_column, threshold, prefix, spreadsheet_safe)
-    where = f", see {output}.rejected.jsonl" if rejected and output else ""
+        files, options = (Path(source), Path(output)), (prefix, spreadsheet_safe, delimiter, encoding)
+        labelled, rejected = label_file(classifier, run_dir, *files, text_column, threshold, *options)
+    where = f" (see the column {prefix}rejected)" if rejected else ""
+    if output and Path(f"{output}.rejected.jsonl").exists():
+        where = f" (see the column {prefix}rejected, and {output}.rejected.jsonl for lines that are no rows)"
     cut = f"; {classifier.truncated_texts:,} texts truncated to {classifier.max_length} tokens"
     said = f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected{where}"
     print(said + cut * (classifier.max_length is not None), file=sys.stderr)

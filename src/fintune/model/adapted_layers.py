@@ -80,8 +80,17 @@ class FusedLayers:
         self.scalings = [adapter.scaling for adapter in adapters]
         self._dropout = next(iter(_dropouts(layers)), 0.0)
         for layer, groups in zip(layers, self.groups, strict=True):
-            layer.forward = partial(_forward, layer, groups, _norms(layer), layer.forward)
+            layer.forward = partial(_forward, self, layer, groups, _norms(layer), layer.forward)
         self._rotary = model.get_decoder().rotary_emb
+        self.halves = HALVES
+
+    def compile(self, backend: str = "inductor", mode: str | None = None) -> None:
+        """Compile what a layer does before and after attention, whose arguments change with each batch.
+
+        All layers share the graphs: they are compiled for the first batch, and once more, for any length, where a
+        later one is longer or shorter. Evaluation is not compiled.
+        """
+        self.halves = tuple(torch.compile(half, backend=backend, mode=mode) for half in HALVES)
 
     @staticmethod
     def fit(model: nn.Module) -> bool:
@@ -159,21 +168,22 @@ def _copy(targets: list[torch.Tensor], sources: list[torch.Tensor]) -> None:
             torch._foreach_copy_(*zip(*some, strict=True))
 
 
-def _forward(layer, groups, norms, stock, hidden, *args, adapters=None, columns=None, **kwargs):
+def _forward(fused, layer, groups, norms, stock, hidden, *args, adapters=None, columns=None, **kwargs):
     """A layer's forward: transformers' own where no adapters are given."""
     if adapters is None:
         return stock(hidden, *args, **kwargs)
     index, last = layer.self_attn.layer_idx, len(adapters) - 1
-    call = partial(_layer, layer, groups, norms, adapters[index], columns if index == last else None, **kwargs)
+    columns, halves = columns if index == last else None, fused.halves if layer.training else HALVES
+    call = partial(_layer, layer, groups, norms, halves, adapters[index], columns, **kwargs)
     if layer.gradient_checkpointing and layer.training:
         return layer._gradient_checkpointing_func(call, hidden)
     return call(hidden)
 
 
-def _layer(layer, groups, norms, adapters, columns, hidden, rotary, dropout, **layout):
+def _layer(layer, groups, norms, halves, adapters, columns, hidden, rotary, dropout, **layout):
     """(T, hidden size) to the same; from (1, T, hidden size) in the first layer, to (1, columns, ...) in the last."""
-    attention, dtype = layer.self_attn, rotary[0].dtype
-    queries, keys = attention.config.num_attention_heads, attention.config.num_key_value_heads
+    attention, (before, after) = layer.self_attn, halves
+    heads = attention.config.num_attention_heads, attention.config.num_key_value_heads, attention.head_dim
     with torch.autocast(hidden.device.type, enabled=False):
         x = hidden.flatten(0, -2)
         kept = [None] * len(groups)
@@ -181,21 +191,33 @@ def _layer(layer, groups, norms, adapters, columns, hidden, rotary, dropout, **l
             lengths = [len(x), *[len(x if columns is None else columns)] * 3]
             sizes = [length * group.weight.shape[1] for length, group in zip(lengths, groups, strict=True)]
             kept = keep(sum(sizes), dropout, x.device).split(sizes)
-
-        def linear(at, x, residual=None):
-            return project(x.to(dtype), groups[at].weight, *adapters[at], kept[at], residual)
-
-        states = linear(0, norms[0](x)).view(1, len(x), -1, attention.head_dim)
-        rotating, value = states.split([queries + keys, keys], 2)
-        if len(norms) > 2:
-            rotating = norms[2](rotating)
-        query, key = rotate(rotating, *rotary).split([queries, keys], 2)
+        linear = [(group.weight, *pair, part) for group, pair, part in zip(groups, adapters, kept, strict=True)]
+        query, key, value = before(x, rotary, linear[0], norms[0], norms[2] if len(norms) > 2 else None, heads)
         attended = packed_attention(query, key, value, attention.scaling, **layout).view(len(x), -1)
         if columns is not None:
             attended, x = attended.index_select(0, columns), x.index_select(0, columns)
-        x = linear(1, attended, x)
-        x = linear(3, swiglu(linear(2, norms[1](x))), x)
+        x = after(attended, x, linear[1:], norms[1])
     return x if columns is None else x[None]
+
+
+def _before_attention(x, rotary, linear, norm, head_norm, heads):
+    """(T, hidden size) to query, key, value (1, T, heads, head size); `heads` of queries, of keys, and their size."""
+    queries, keys, size = heads
+    states = project(norm(x).to(rotary[0].dtype), *linear).view(1, len(x), -1, size)
+    rotating, value = states.split([queries + keys, keys], 2)
+    if head_norm is not None:
+        rotating = head_norm(rotating)
+    return *rotate(rotating, *rotary).split([queries, keys], 2), value
+
+
+def _after_attention(attended, x, linear, norm):
+    """What attention gave (n, heads * head size) and the residual (n, hidden size) to the layer's end."""
+    out, gate_up, down = linear
+    x = project(attended, *out, x)
+    return project(swiglu(project(norm(x).to(attended.dtype), *gate_up)), *down, x)
+
+
+HALVES = _before_attention, _after_attention
 
 
 def _modules(layer: nn.Module, part: str, names: list[str]) -> list[nn.Module]:

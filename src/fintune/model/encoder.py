@@ -1,5 +1,6 @@
 """An encoder with a classification head, and the token ids that it reads."""
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
@@ -38,6 +39,13 @@ class EncoderArguments(ModelArguments):
     early_stopping_patience: int = field(
         default=3, metadata={"help": "Evaluations on validation without a better one after which training ends."}
     )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Divides the logits of teacher and pupil where the task has soft_labels."}
+    )
+
+    def __post_init__(self):
+        if not 0 < self.distillation_temperature < math.inf:
+            raise ValueError(f"distillation_temperature is {self.distillation_temperature}; it takes one above 0")
 
 
 class EncoderInput:
@@ -119,16 +127,18 @@ class EncoderInput:
                     bar.update(len(at_once))
 
     def training_rows(self, rows: Dataset) -> Dataset:
-        """`input_ids` and `labels` (the label id) of each row, in the rows' order."""
-        return Dataset.from_dict({"input_ids": self.encode(rows["text"]), "labels": list(rows["label"])})
+        """`input_ids` and `labels` (the label id, or probabilities by label id) of each row, in the rows' order."""
+        labels = "probabilities" if "probabilities" in rows.column_names else "label"
+        return Dataset.from_dict({"input_ids": self.encode(rows["text"]), "labels": list(rows[labels])})
 
     def describe(self, row: dict, names: list[str]) -> str:
         """What was truncated, and one training row, special tokens included."""
-        text = self.tokenizer.decode(row["input_ids"])
-        return (
-            f"{self.truncated_texts:,} texts truncated to {self.max_length} tokens\n"
-            f"one row:\n{text} -> {names[row['labels']]}"
-        )
+        text, label = self.tokenizer.decode(row["input_ids"]), row["labels"]
+        if isinstance(label, list):
+            answer = ", ".join(f"{name} {share:.4f}" for name, share in zip(names, label, strict=True))
+        else:
+            answer = names[label]
+        return f"{self.truncated_texts:,} texts truncated to {self.max_length} tokens\none row:\n{text} -> {answer}"
 
 
 def check_tokenizer(tokenizer: PreTrainedTokenizerBase, base: str, revision: str | None, texts: list[str]) -> None:

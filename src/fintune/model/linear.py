@@ -6,6 +6,8 @@ TF-IDF is the yardstick of every other run too; see fintune/scoring/simple.py.
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal
 
+import numpy as np
+from datasets import Dataset
 from sklearn.dummy import DummyClassifier
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -77,6 +79,33 @@ def build_classifier(args: LinearArguments, C: float | None, class_weights: str 
     if args.linear_model == "embedding":
         return LogisticRegression(C=C, max_iter=1000, class_weight=class_weights)
     return word_classifier(C, class_weights)
+
+
+def fit(classifier, known, rows: Dataset):
+    """The classifier, fitted to its rows' labels, or to the probabilities of each where they have `probabilities`.
+
+    The latter is cross-entropy with soft targets: a row counts once for each label, weighted by its probability. Of
+    `OneVsRestClassifier` each part is fitted so, to the probabilities of its label and of the rest.
+
+    Args:
+        known: the rows' features.
+    """
+    if "probabilities" not in rows.column_names:
+        return classifier.fit(known, rows["label"])
+    probabilities = np.array(rows["probabilities"])
+    if not isinstance(classifier, OneVsRestClassifier):
+        return _fit_weighted(classifier, known, probabilities)
+    classifier.fit(known, rows["label"])  # makes the parts, one for two labels
+    ones = probabilities[:, -len(classifier.estimators_) :]
+    for part, one in zip(classifier.estimators_, ones.T, strict=True):
+        _fit_weighted(part, known, np.stack([1 - one, one], axis=1))
+    return classifier
+
+
+def _fit_weighted(classifier, known, probabilities: np.ndarray):
+    rows, labels = probabilities.nonzero()
+    features = known[rows] if hasattr(known, "shape") else rows  # of `majority`, which does not look at them
+    return classifier.fit(features, labels, sample_weight=probabilities[rows, labels])
 
 
 def word_features(ngram_max: int = 2) -> TfidfVectorizer:

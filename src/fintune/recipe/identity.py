@@ -4,11 +4,11 @@ A run's identity is a flat mapping of what can change its result. It is written 
 checkpoint's manifest. Two runs are the same where it is equal, and seeds of one recipe where only `seed` differs.
 """
 
-import hashlib
 import math
 from pathlib import Path
 
 from fintune.errors import UserError
+from fintune.files import sha256
 from fintune.recipe.task import TASK_KEYS, Task
 
 # Flags that say where a run goes and how it is shown, not what it is: they stay out of recipe.yaml too
@@ -49,12 +49,16 @@ def identity(overrides: dict, task: Task, data_sha256: str, weights: str | None 
     found["labels"] = [list(label) for label in task.labels.items()]  # a list: their order is that of the label ids
     found["encodings"] = [file.encoding for _, file in sorted(task.files.items())]
     found["data"] = data_sha256
+    if task.soft_labels:
+        found["soft_labels"] = [_file_hash(task.soft_labels.path), task.soft_labels.prefix]
+    if task.exclude:
+        found["exclude"] = _file_hash(task.exclude)
     if weights:
         found["weights"] = weights
     if overrides.get("script") in (None, "train_sft.py", "evaluate.py"):  # the other scripts read no prompt
-        found["template"] = _text_hash(task.template)
+        found["template"] = _file_hash(task.template)
     if chat_template := overrides.get("chat_template_path"):
-        found["chat_template"] = _text_hash(chat_template)
+        found["chat_template"] = _file_hash(chat_template)
     return dict(sorted(found.items()))
 
 
@@ -78,10 +82,8 @@ def plain(value: object) -> object:
     return number if math.isfinite(number) else str(value)
 
 
-def _text_hash(path: str) -> str:
+def _file_hash(path: str) -> str:
     try:
-        return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+        return sha256(Path(path))
     except OSError as error:
-        raise UserError(
-            f"{path}: cannot be read ({error.strerror}); fix `template` or `chat_template_path`"
-        ) from error
+        raise UserError(f"{path}: cannot be read ({error.strerror}); fix its path in the recipe") from error

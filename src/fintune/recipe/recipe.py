@@ -98,6 +98,7 @@ class Recipe:
         name: `<model>[-<overlay>...]`, from the names of the layers after the task's.
         script: the script that reads it, such as train_sft.py; None for a model that is scored without training.
         overrides: every key that a layer or a flag states, as it goes into `recipe.yaml`.
+        flags: those of the command line.
         run_args, training_args, model_args: an instance of each class that `parse_recipe` was given.
         weights: what the model's weights come from in place of the Hub; see fintune/model/wheel.py.
     """
@@ -106,6 +107,7 @@ class Recipe:
     name: str
     script: str | None
     overrides: dict
+    flags: dict
     run_args: RunArguments
     training_args: TrainingArguments | OutputArguments
     model_args: object | None = None
@@ -195,16 +197,15 @@ def parse_recipe(
     if unknown:
         shown = unknown[0].split("=")[0]  # without its value, which may be a secret
         raise UserError(f"command line: unknown argument {shown}{_nearest(shown.lstrip('-'), list(actions), '--')}")
-    on_command_line = set()
+    stated = {}
     for action in parser._actions:
         if any(flag.split("=")[0] in action.option_strings for flag in flags):
-            on_command_line.add(action.dest)
             _refuse_secret(action.dest, "command line")
             if action.dest not in PLACE_AND_DISPLAY:
-                overrides[action.dest] = getattr(flagged, action.dest)
+                stated[action.dest] = overrides[action.dest] = getattr(flagged, action.dest)
             if action.dest == "seed":
                 name += f"-seed{flagged.seed}"
-    if on_command_line & set(LENGTH) and "min_steps" not in on_command_line and overrides.pop("min_steps", None):
+    if stated.keys() & set(LENGTH) and "min_steps" not in stated and overrides.pop("min_steps", None):
         parser.set_defaults(min_steps=0)
     if "output_dir" not in values:
         parser.set_defaults(output_dir=f"runs/{task.task}/{name}")
@@ -214,7 +215,23 @@ def parse_recipe(
         raise
     except Exception as error:  # each argument class refuses values by errors of its own kinds
         raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
-    return Recipe(task, name, overrides.get("script"), overrides, run_args, training_args, *model_args)
+    recipe = Recipe(task, name, overrides.get("script"), overrides, stated, run_args, training_args, *model_args)
+    _check_soft_labels(recipe)
+    return recipe
+
+
+def _check_soft_labels(recipe: Recipe) -> None:
+    """Refuse keys that `soft_labels` would leave without effect, or that have none without it."""
+    soft, where = recipe.task.soft_labels is not None, f"{recipe.task.task}, {recipe.name}"
+    if soft and recipe.script == "train_sft.py":
+        raise UserError(
+            f"{where}: train_sft.py learns the words of one label, not the probabilities of `soft_labels`; take "
+            "train_cls.py or train_linear.py"
+        )
+    if soft and getattr(recipe.training_args, "label_smoothing_factor", 0.0):
+        raise UserError(f"{where}: `label_smoothing_factor` smooths hard labels; take it out, or `soft_labels`")
+    if not soft and getattr(recipe.run_args, "distillation_temperature", 1.0) != 1:
+        raise UserError(f"{where}: `distillation_temperature` needs `soft_labels` (docs/distillation.md); take it out")
 
 
 def dump_recipe(recipe: Recipe) -> str:

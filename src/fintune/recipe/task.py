@@ -25,6 +25,19 @@ class DataFile:
 
 
 @dataclass(frozen=True)
+class SoftLabels:
+    """A file of texts with the probability of each label, as `fintune predict` writes it.
+
+    Attributes:
+        path: relative to the YAML that states it.
+        prefix: what `predict --prefix` put before its columns.
+    """
+
+    path: str
+    prefix: str = ""
+
+
+@dataclass(frozen=True)
 class Task:
     """What a task's YAML says.
 
@@ -37,7 +50,9 @@ class Task:
         paper: accuracy in Table 4 of arXiv 2512.00630, by model.
         train_share: share of the training rows that is trained on: of each class, chosen by hash, so that a
             smaller share lies within a larger one. Validation and test stay whole.
+        exclude: file (CSV, JSONL or Parquet) whose rows, by `text` and `label`, are left out of training.
         max_leakage: share of test rows that may be in training or validation too before training is refused.
+        soft_labels: where the training rows come from in place of `files`; validation and test stay what they are.
         class_weights: "balanced" weighs a row's loss by the rarity of its class; unset, every row counts the same.
         log_texts: whether texts of rows may be sent to Weights & Biases.
     """
@@ -55,7 +70,9 @@ class Task:
     split: dict[str, float] = field(default_factory=dict)
     paper: dict[str, float] = field(default_factory=dict)
     train_share: float = 1.0
+    exclude: str | None = None
     max_leakage: float = 0.05
+    soft_labels: SoftLabels | None = None
     class_weights: str | None = None
     log_texts: bool = False
 
@@ -64,22 +81,29 @@ class Task:
         """The label names in id order."""
         return list(self.labels.values())
 
+    @property
+    def label_ids(self) -> dict[str, int]:
+        """Label id by name and by what the file holds, which wins over a name."""
+        return {name: label for labels in (self.names, self.labels) for label, name in enumerate(labels)}
+
 
 TASK_KEYS = [f.name for f in fields(Task)]
 SPLIT_DEFAULTS = {"seed": 42, "validation": 0.1, "test": 0.1}
 
 
 def absolute_paths(layer: dict, folder: Path) -> dict:
-    """A layer's file names as seen from anywhere: its templates, `sample` and, without a `hub`, `files`."""
+    """A layer's file names as seen from anywhere: templates, `soft_labels`, `sample` and, without a `hub`, `files`."""
     layer = dict(layer)
     if "task" in layer:
         layer.setdefault("template", f"../templates/{layer['task']}.jinja")
-    for key in ("template", "chat_template_path"):
+    for key in ("template", "chat_template_path", "exclude"):
         if layer.get(key):
             layer[key] = str((folder / str(layer[key])).resolve())
     for key in ("sample",) if layer.get("hub") else ("sample", "files"):
         if isinstance(layer.get(key), dict):
             layer[key] = {split: _with_path(spec, folder) for split, spec in layer[key].items()}
+    if "soft_labels" in layer:
+        layer["soft_labels"] = _with_path(layer["soft_labels"], folder)
     return layer
 
 
@@ -150,6 +174,12 @@ def make_task(values: dict, where: str) -> Task:
         raise UserError(f"{where}: `train_share` is {share!r}; it takes a number above 0 and up to 1")
     if values.get("class_weights") not in (None, "balanced"):
         raise UserError(f"{where}: `class_weights` is {values['class_weights']!r}; it takes balanced, or leave it out")
+    if values.get("soft_labels") is not None:
+        values["soft_labels"] = _soft_labels(values["soft_labels"], where)
+        if values.get("class_weights"):
+            raise UserError(f"{where}: `class_weights` weighs hard labels; take it out, or `soft_labels`")
+        if values.get("exclude"):
+            raise UserError(f"{where}: `exclude` names rows by their label; take it out, or `soft_labels`")
     if values.get("hub") and not values.get("revision"):
         raise UserError(f"{where}: `hub: {values['hub']}` has no `revision`; pin the commit it was read at")
     return Task(**values)
@@ -162,6 +192,16 @@ def _data_file(spec: object, where: str) -> DataFile:
     if not isinstance(spec, dict) or "path" not in spec or set(spec) - set(known):
         raise UserError(f"{where} is {spec!r}; give a path, or a mapping with path and any of {', '.join(known[1:])}")
     return DataFile(**spec)
+
+
+def _soft_labels(spec: object, where: str) -> SoftLabels:
+    sound = isinstance(spec, dict) and "path" in spec and set(spec) <= {"path", "prefix"}
+    if not sound or not all(isinstance(value, str) for value in spec.values()):
+        raise UserError(
+            f"{where}: `soft_labels` is {spec!r}; give the path of a file that `fintune predict` wrote, or a mapping "
+            "with path and, if predict had a --prefix, prefix"
+        )
+    return SoftLabels(**spec)
 
 
 def task_yaml(task: Task) -> dict:

@@ -1,11 +1,12 @@
 """A run's folder: how it is written, read again and verified.
 
 runs/<task>/<name>/ holds the model's files (an adapter with its tokenizer and `base/` where the base was built here,
-an encoder, or a linear model's model.skops), recipe.yaml, template.jinja, predictions.jsonl and, written last,
-metrics.json.
+an encoder, or a linear model's model.skops), the model card README.md, recipe.yaml, template.jinja, predictions.jsonl
+and, written last, metrics.json.
 """
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -14,20 +15,23 @@ from fintune import machine
 from fintune.data.load import TaskData
 from fintune.files import hashes, write_json, write_text
 from fintune.recipe.recipe import Recipe, dump_recipe
+from fintune.results.card import INVENTED, write_card
 from fintune.results.verify import SCHEMA
+from fintune.scoring.scorer import Scorer
+from fintune.training.session import say_replaced
 
 
 def make_result(recipe: Recipe, data: TaskData, metrics: dict, split: str = "test", **more) -> dict:
     """The content of metrics.json: what was measured, on which rows, model, machine and versions."""
     task, row = recipe.task, recipe.run_args.paper_row
-    paper = task.paper if data.source != "sample" else {}
+    paper, licence = ({}, INVENTED) if data.source == "sample" else (task.paper, task.license)
     return {
         "schema": SCHEMA,
         "task": task.task,
         "name": recipe.name,
         "script": recipe.script,
         "identity": recipe.identity(data.sha256),
-        "data": data.summary() | {"license": task.license, "labels": task.names},
+        "data": data.summary() | {"license": licence, "labels": task.names},
         "split": split,
         split: metrics,
         "paper": {"row": row, "accuracy": paper.get(row), "table": paper} if paper else None,
@@ -37,8 +41,8 @@ def make_result(recipe: Recipe, data: TaskData, metrics: dict, split: str = "tes
     }
 
 
-def save_run(recipe: Recipe, result: dict, predictions: list[dict], *parts) -> None:
-    """Write everything (`parts` by their save_pretrained) beside the run, then move it in, metrics.json last.
+def save_run(recipe: Recipe, result: dict, predictions: list[dict], scorer: Scorer) -> None:
+    """Write everything beside the run, then move it in, metrics.json last.
 
     An older result in the folder stays complete until the new one is. recipe.yaml, template.jinja and
     chat_template.jinja give the same run again: `python train_sft.py RUN/recipe.yaml`.
@@ -48,19 +52,30 @@ def save_run(recipe: Recipe, result: dict, predictions: list[dict], *parts) -> N
     for path in staging.glob("*"):
         if path.is_file():  # of a save that was interrupted; base/, built before training, stays
             path.unlink()
-    for part in parts:
-        part.save_pretrained(staging)
+    scorer.save_pretrained(staging)
+    if (staging / "base").is_dir():  # which moves with the rest, and PEFT looks for it where the adapter says
+        adapter = json.loads((staging / "adapter_config.json").read_text(encoding="utf-8"))
+        write_json(staging / "adapter_config.json", adapter | {"base_model_name_or_path": str(folder / "base")})
     overrides = dict(recipe.overrides)
     if "chat_template_path" in overrides:
         overrides["chat_template_path"] = "chat_template.jinja"
-    template = Path(recipe.task.template)
+    task, template = recipe.task, Path(recipe.task.template)
     if template.is_file():  # a linear model and an encoder need none
         write_text(staging / "template.jinja", template.read_text(encoding="utf-8"))
-    here = replace(recipe, task=replace(recipe.task, template="template.jinja"), overrides=overrides)
-    write_text(staging / "recipe.yaml", dump_recipe(here))
-    files = hashes(staging)
-    files.pop("README.md", None)  # PEFT's card, which its owner may write anew
-    save_result(staging, result | {"files": files}, predictions)
+    task = replace(
+        task,
+        template="template.jinja",
+        files={split: replace(file, path=_seen_from(folder, file.path)) for split, file in task.files.items()},
+        sample={split: replace(file, path=_seen_from(folder, file.path)) for split, file in task.sample.items()},
+        soft_labels=task.soft_labels and replace(task.soft_labels, path=_seen_from(folder, task.soft_labels.path)),
+        exclude=task.exclude and _seen_from(folder, task.exclude),
+    )
+    write_text(staging / "recipe.yaml", dump_recipe(replace(recipe, task=task, overrides=overrides)))
+    (staging / "README.md").unlink(missing_ok=True)  # PEFT's
+    result = result | {"files": hashes(staging)}  # without the card, which its owner may edit
+    name = folder.name if folder.is_absolute() else str(folder)
+    write_card(staging, result, overrides, scorer.encoder, name)
+    save_result(staging, result, predictions)
     (folder / "metrics.json").unlink(missing_ok=True)
     for path in sorted(staging.iterdir(), key=lambda path: path.name == "metrics.json"):
         if path.is_dir():
@@ -69,8 +84,16 @@ def save_run(recipe: Recipe, result: dict, predictions: list[dict], *parts) -> N
     staging.rmdir()
 
 
+def _seen_from(folder: Path, path: str) -> str:
+    """A path from a run's folder, where both lie in the checkout and so are moved together."""
+    here = Path.cwd()
+    inside = Path(path).is_absolute() and Path(path).is_relative_to(here) and folder.resolve().is_relative_to(here)
+    return os.path.relpath(path, folder.resolve()) if inside else path
+
+
 def save_result(folder: Path, result: dict, predictions: list[dict], suffix: str = "") -> None:
     """Predictions first, metrics last: a metrics.json always has its predictions beside it."""
+    say_replaced(folder / f"metrics{suffix}.json")
     lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
     write_text(folder / f"predictions{suffix}.jsonl", lines)
     write_json(folder / f"metrics{suffix}.json", result)

@@ -30,7 +30,8 @@ ARGUMENTS = {
 def read_recipe(folder: Path, script: str, flags: list[str] = ()) -> Recipe:
     """The recipe of a finished run, for scoring."""
     scoring = SCORING[:2] if script == "train_linear.py" else SCORING  # which has no bf16
-    return parse_recipe([str(folder / "recipe.yaml"), *scoring, *flags], *ARGUMENTS[script])
+    words = [str(folder / "recipe.yaml"), "--output_dir", str(folder), *scoring, *flags]
+    return parse_recipe(words, *ARGUMENTS[script])
 
 
 def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None) -> Scorer:

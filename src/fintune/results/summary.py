@@ -2,10 +2,9 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
-from fintune.machine import linear_command, typed
+from fintune.machine import console, linear_command, typed
 
 WEAK_F1 = 0.7  # a class below it is named
 
@@ -35,7 +34,7 @@ def print_result(result: dict, folder: Path) -> None:
     table.add_row("ECE", f"{test['ece']:.4f}", f"{test['ece_uncalibrated']:.4f} before calibration")
     table.add_row("log-loss, nats", f"{test['log_loss']:.4f}", "")
     table.add_row("rows per second", f"{test['rows_per_second']:,.0f}", "")
-    Console().print(table)
+    console().print(table)
     for line in [*weak_classes(test["per_class"]), *advice(result)]:
         print(line)
     print(f"run: {folder}")

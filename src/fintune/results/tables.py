@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from fintune.errors import UserError
 from fintune.files import replace_block, write_text
+from fintune.machine import console
 from fintune.recipe.layers import TINY
 from fintune.results.cells import Cell, Group
 from fintune.results.runs import LeftOut, machine_of, number_at
@@ -132,6 +132,8 @@ def p_text(p: float) -> str:
     return "< 0.0001" if p < 1e-4 else f"{p:.4f}"
 
 
+SHOWN = ("run", "accuracy (95 % interval)", "clean", "macro F1", "ECE", "rows/s", "paper")  # in the terminal
+PAIRS_SHOWN = ("pair", "difference, points", "95 % interval", "Holm p", "verdict")
 PAIR_HEADERS = ["pair", "difference, points", "95 % interval", "right alone", "McNemar p", "Holm p", "verdict"]
 
 
@@ -152,27 +154,29 @@ def pair_rows(group: Group) -> list[list[str]]:
 
 
 def print_comparison(groups: list[Group], left_out: list[LeftOut]) -> None:
-    """The tables in the terminal; in a pipe nothing is truncated to a width."""
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=240)
+    """The tables in the terminal, with the columns that fit into its width; report.md has all of them."""
+    terminal = console()
     for group in groups:
         headers, rows = table(group)
-        console.print(_rich(f"{group.task}: {heading(group)}", headers, flat(rows)))
+        cells = [["\n".join([text, *filter(None, note.split("; "))]) for text, note, _ in row] for row in rows]
+        terminal.print(_rich(f"{group.task}: {heading(group)}", headers, cells, SHOWN))
         if group.pairs:
-            console.print(_rich(None, PAIR_HEADERS, pair_rows(group)))
+            terminal.print(_rich(None, PAIR_HEADERS, pair_rows(group), PAIRS_SHOWN))
     if any(group.pairs for group in groups):
         print(RULE)
     for left in left_out:
         print(left)
 
 
-def _rich(title: str | None, headers: list[str], rows: list[list[str]]) -> Table:
+def _rich(title: str | None, headers: list[str], rows: list[list[str]], columns: tuple[str, ...]) -> Table:
     shown = Table(title=Text(title) if title else None, title_justify="left")
-    for number, header in enumerate(headers):
-        shown.add_column(header, justify="left" if number == 0 or header in ("model", "verdict") else "right")
+    places = [headers.index(column) for column in columns if column in headers]
+    for place in places:
+        name = headers[place] in ("run", "pair")
+        left = name or headers[place] == "verdict"
+        shown.add_column(headers[place], justify="left" if left else "right", no_wrap=not name, overflow="fold")
     for row in rows:
-        shown.add_row(*map(Text, row))  # Text: a name such as [bold] is not markup
+        shown.add_row(*(Text(row[place]) for place in places))  # Text: a name such as [bold] is not markup
     return shown
 
 

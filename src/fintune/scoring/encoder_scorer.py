@@ -43,10 +43,14 @@ class EncoderScorer:
     def merge(self) -> None:
         """Nothing to merge: every weight was trained in place."""
 
-    def save_merged(self, folder: Path, run_dir: Path) -> None:
+    def save_pretrained(self, folder: Path) -> None:
         """Write model and tokenizer in `from_pretrained` form."""
         self.model.save_pretrained(folder)
         self.encoder.tokenizer.save_pretrained(folder)
+
+    def save_merged(self, folder: Path, run_dir: Path) -> None:
+        """As `save_pretrained`: the files need nothing of this project."""
+        self.save_pretrained(folder)
 
     def reloaded(self, folder: Path) -> "EncoderScorer":
         """The scorer of what `save_merged` wrote, read as anyone would read it; this one's model is given up."""

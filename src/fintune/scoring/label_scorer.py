@@ -219,6 +219,11 @@ class LabelScorer:
     def _is_quantized(self) -> bool:
         return getattr(self.model, "is_quantized", False)
 
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what was trained, an adapter without its base, and the tokenizer."""
+        self.wrapped.save_pretrained(folder)
+        self.encoder.tokenizer.save_pretrained(folder)
+
     def save_merged(self, folder: Path, run_dir: Path) -> None:
         """Write the model with its adapter merged in, and the tokenizer, in `from_pretrained` form.
 

@@ -1,6 +1,7 @@
 """One interface for every kind of model, one way to evaluate it and one way to calibrate it."""
 
 import time
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -40,6 +41,9 @@ class Scorer(Protocol):
 
     def further_metrics(self, texts: list[str]) -> dict:
         """Figures that only this kind of model has, such as the share of greedy answers that are a label."""
+
+    def save_pretrained(self, folder: Path) -> None:
+        """Write what was trained, and the tokenizer."""
 
 
 def calibrate(scorer: Scorer, data: TaskData) -> dict:

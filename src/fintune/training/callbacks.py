@@ -1,14 +1,25 @@
-"""Callbacks of a training: validation accuracy, and one line on what its curves mean while it still runs."""
+"""Callbacks of a training: validation accuracy, a line an evaluation, and one on what its curves mean meanwhile."""
 
 import math
+import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from statistics import mean, median
 
 import torch
 import wandb
 from scipy.stats import binomtest
-from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+from tqdm.auto import tqdm
+from transformers import (
+    PreTrainedModel,
+    PrinterCallback,
+    ProgressCallback,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
 
 from fintune.data.load import TaskData
 from fintune.errors import UserError
@@ -37,6 +48,45 @@ class ScoreValidation(TrainerCallback):
         correct = probabilities.argmax(axis=1) == self.rows["label"]
         metrics["eval_accuracy"] = float(correct.mean())
         self.trainer.log({"eval_accuracy": metrics["eval_accuracy"]})
+
+
+class QuietBar(ProgressCallback):
+    """The Trainer's bar without the dicts that it prints."""
+
+    def on_log(self, args, state, control, **kwargs):
+        pass
+
+
+class EvaluationLine(TrainerCallback):
+    """Prints each evaluation in one line: where the training is, how good, how fast it learns, how long it takes."""
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started, self.first = time.perf_counter(), state.global_step
+
+    def on_evaluate(self, args, state, control, metrics, **kwargs):
+        if not state.is_world_process_zero:
+            return
+        last = next((entry for entry in reversed(state.log_history) if "loss" in entry), {})
+        done = state.global_step - self.first
+        left = (time.perf_counter() - self.started) / max(1, done) * (state.max_steps - state.global_step)
+        found = {
+            "loss": (last.get("loss"), ".3g"),
+            "validation accuracy": (metrics.get("eval_accuracy"), ".4f"),  # a shared model is not scored
+            "learning rate": (last.get("learning_rate"), ".2g"),
+        }
+        parts = [f"{name} {float(value):{form}}" for name, (value, form) in found.items() if value is not None]
+        parts.append(f"{timedelta(seconds=round(left))} left")
+        where = f"step {state.global_step:,}/{state.max_steps:,}, epoch {state.epoch:.3g}"
+        tqdm.write(f"{where}: {', '.join(parts)}")
+        sys.stdout.flush()
+
+
+def show_progress(trainer: Trainer) -> None:
+    """A bar, unless `disable_tqdm` is set, and a line an evaluation, in place of the Trainer's printed dicts."""
+    trainer.remove_callback(PrinterCallback)
+    if trainer.pop_callback(ProgressCallback):
+        trainer.add_callback(QuietBar)
+    trainer.add_callback(EvaluationLine)
 
 
 class CurveWatch(TrainerCallback):

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,13 +25,17 @@ MANIFEST = "manifest.json"
 class CheckpointManifest(TrainerCallback):
     """Writes a manifest of every file's hash last, and turns a signal into a checkpoint after the current step."""
 
-    def __init__(self, identity: dict):
+    def __init__(self, identity: dict, seconds: float = 0.0):
         """
         Args:
             identity: of the run; a checkpoint is resumed only by a run with the same identity.
+            seconds: of training before the checkpoint that this one resumes from.
         """
-        self.identity = identity
+        self.identity, self.seconds = identity, seconds
         self.signum = None
+
+    def on_train_begin(self, args, state, control, **kwargs):
+        self.started = time.perf_counter()
 
     def on_step_end(self, args, state, control, **kwargs):
         if args.world_size > 1:  # a signal reaches the processes at different steps, and all must save the same one
@@ -52,7 +57,9 @@ class CheckpointManifest(TrainerCallback):
         files = hashes(folder)
         for name in (MANIFEST, f"{MANIFEST}.part"):  # of an earlier save of the same step
             files.pop(name, None)
-        write_json(folder / MANIFEST, {"step": state.global_step, "identity": self.identity, "sha256": files})
+        seconds = self.seconds + time.perf_counter() - self.started
+        content = {"step": state.global_step, "seconds": seconds, "identity": self.identity, "sha256": files}
+        write_json(folder / MANIFEST, content)
 
 
 _locked = {}  # folder -> lock, held as long as the process lives
@@ -92,7 +99,8 @@ def interruptible(trainer: Trainer, manifest: CheckpointManifest) -> Iterator[No
     def flag(signum, frame):
         manifest.signum = signum
         signal.signal(signum, signal.SIG_DFL)
-        print(f"\n{signal.Signals(signum).name}: saving after this step; a second signal stops at once", flush=True)
+        step = trainer.state.global_step + 1
+        print(f"\n{signal.Signals(signum).name}: saving after step {step}; a second signal stops at once", flush=True)
 
     before = {signum: signal.signal(signum, flag) for signum in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -150,6 +158,13 @@ def checkpoint_to_resume(folder: Path, wanted: str | None, identity: dict) -> st
         return str(path)
     print(f"resume: no complete checkpoint in {folder}; training starts from the beginning")
     return None
+
+
+def seconds_until(checkpoint: str | None) -> float:
+    """Training time, in all parts of its run, that a checkpoint holds; what came after the last one is lost."""
+    if checkpoint is None:
+        return 0.0
+    return json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8")).get("seconds", 0.0)
 
 
 def _age(path: Path) -> float:

@@ -34,21 +34,44 @@ def label_logits(logits: torch.Tensor | tuple, labels: torch.Tensor) -> torch.Te
     return logits[0] if isinstance(logits, tuple) else logits
 
 
-def loss_of(weights: list[float] | None, label_smoothing: float = 0.0):
-    """A Trainer's `compute_loss_func`: cross-entropy, times the weight of the row's class where there are weights.
+def loss_of(weights: list[float] | None, label_smoothing: float = 0.0, temperature: float = 1.0):
+    """A Trainer's `compute_loss_func`: cross-entropy, times the weight of the row's class where there are weights; for
+    rows with a probability of each label in place of one label `distillation`.
 
     Summed and divided by the rows of the step, not of the micro-batch as in the models' own losses, so that
     gradient accumulation and several processes change nothing. Class weights average 1 over the training rows, so
     they leave the divisor alone.
+
+    Args:
+        temperature: of `distillation`.
     """
 
     def loss(outputs, labels: torch.Tensor, num_items_in_batch=None) -> torch.Tensor:
-        logits, by_class = outputs.logits.float(), None if weights is None else torch.tensor(weights).to(labels.device)
-        settings = {"reduction": "sum", "label_smoothing": label_smoothing}
-        total = torch.nn.functional.cross_entropy(logits, labels, by_class, **settings)
-        return total / (len(labels) if num_items_in_batch is None else num_items_in_batch)
+        logits = outputs.logits.float()
+        if labels.is_floating_point():
+            total = distillation(logits, labels, temperature) * labels.shape[1]  # each probability counts as an item
+        else:
+            by_class = None if weights is None else torch.tensor(weights).to(labels.device)
+            settings = {"reduction": "sum", "label_smoothing": label_smoothing}
+            total = torch.nn.functional.cross_entropy(logits, labels, by_class, **settings)
+        return total / (labels.numel() if num_items_in_batch is None else num_items_in_batch)
 
     return loss
+
+
+def distillation(logits: torch.Tensor, probabilities: torch.Tensor, temperature: float) -> torch.Tensor:
+    """KL(teacher || pupil) in nats, summed over rows, both at the temperature, times its square (arXiv 1503.02531).
+
+    Gradients are then of like size at every temperature. At temperature 1 they are those of cross-entropy with the
+    probabilities as targets.
+
+    Args:
+        logits: (rows, labels) of the pupil.
+        probabilities: (rows, labels) of the teacher, at temperature 1.
+    """
+    teacher = torch.softmax(probabilities.log() / temperature, dim=-1)
+    pupil = torch.log_softmax(logits / temperature, dim=-1)
+    return temperature**2 * torch.nn.functional.kl_div(pupil, teacher, reduction="sum")
 
 
 def accuracy(prediction) -> dict[str, float]:

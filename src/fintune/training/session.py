@@ -1,6 +1,9 @@
 """What the training scripts do around their method: guards before it, and a training that survives a signal."""
 
+import json
 import math
+from contextlib import suppress
+from pathlib import Path
 
 from transformers import Trainer
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
@@ -11,8 +14,14 @@ from fintune.data.load import TaskData
 from fintune.model.load import is_sharded
 from fintune.recipe.recipe import Recipe
 from fintune.training import tracking
-from fintune.training.callbacks import memory_advice
-from fintune.training.checkpoints import CheckpointManifest, checkpoint_to_resume, interruptible, lock_folder
+from fintune.training.callbacks import memory_advice, show_progress
+from fintune.training.checkpoints import (
+    CheckpointManifest,
+    checkpoint_to_resume,
+    interruptible,
+    lock_folder,
+    seconds_until,
+)
 
 EVALUATIONS = 10  # at most, of a run that `min_steps` lengthens
 
@@ -31,7 +40,7 @@ def check_machine(recipe: Recipe, model: str) -> None:
 
 
 def start(recipe: Recipe, data: TaskData, example: str) -> None:
-    """Say what the run reads, refuse leaking data, lock the run's folder and open its W&B run.
+    """Say what the run reads and which result it replaces, refuse leaking data and lock the run's folder.
 
     Args:
         example: a training row as the model sees it.
@@ -39,16 +48,29 @@ def start(recipe: Recipe, data: TaskData, example: str) -> None:
     Raises:
         UserError: too many test rows are in training too, or another run trains into the folder.
     """
-    rows = len(data.splits["train"])
     print(*audit.lines(audit.audit(recipe.task, data)), sep="\n")
     audit.check_leakage(recipe.task, data)
-    print(f"data: {data.summary()}")
+    rows = ", ".join(f"{len(rows):,} for {split}" for split, rows in data.splits.items())
+    print(f"data: {data.source}, SHA-256 {data.sha256[:12]}; rows: {rows}")
     print(example)
-    if recipe.script != "train_linear.py" and (line := machine.better_first(recipe.task.task, rows)):
-        print(line)
+    first = machine.better_first(recipe.task.task, len(data.splits["train"]))
+    if first and recipe.script != "train_linear.py":
+        print(first)
     recipe.identity(data.sha256)
+    say_replaced(recipe.folder / "metrics.json")
     lock_folder(recipe.folder, recipe.training_args.process_index)
-    tracking.open_run(recipe)
+
+
+def say_replaced(path: Path) -> None:
+    """Name the accuracy of an older result in a line, before another one takes its place.
+
+    Args:
+        path: of a metrics.json.
+    """
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or nothing that could be lost
+        older = json.loads(path.read_text(encoding="utf-8"))
+        accuracy = older[older["split"]]["accuracy"]
+        print(f"{path}: holds an older result, {older['split']} accuracy {accuracy:.4f}, which this run replaces")
 
 
 def reach_min_steps(trainer: Trainer, min_steps: int) -> None:
@@ -91,18 +113,30 @@ def train(trainer: Trainer, recipe: Recipe, data: TaskData, summary: dict) -> di
     """
     args, identity = recipe.training_args, recipe.identity(data.sha256)
     reach_min_steps(trainer, recipe.run_args.min_steps)
-    manifest = CheckpointManifest(identity)
-    trainer.add_callback(manifest)
     machine.check_disk(recipe.folder, summary["trained_parameters"], args.save_total_limit)
     print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
     with args.main_process_first():
         checkpoint = checkpoint_to_resume(recipe.folder, args.resume_from_checkpoint, identity)
+    before = seconds_until(checkpoint)
+    manifest = CheckpointManifest(identity, before)
+    trainer.add_callback(manifest)
+    show_progress(trainer)
+    tracking.open_run(recipe, summary["base"], data.source, resumed=checkpoint is not None)
     quantized = getattr(recipe.model_args, "load_in_4bit", None)
-    with interruptible(trainer, manifest), memory_advice(args, quantized):
+    with tracking.trackers_kept_open(trainer), interruptible(trainer, manifest), memory_advice(args, quantized):
         output = trainer.train(checkpoint)
     state = trainer.state
-    training = {**output.metrics, "steps": output.global_step, "resumed_from": checkpoint, "log": state.log_history}
+    training = {**_of_all_parts(output.metrics, before), "steps": output.global_step, "resumed_from": checkpoint}
+    training["log"] = state.log_history
     if state.best_metric is not None:
         name = args.metric_for_best_model.removeprefix("eval_")
         training |= {"best_step": state.best_global_step, f"best_eval_{name}": state.best_metric}
     return training
+
+
+def _of_all_parts(metrics: dict, before: float) -> dict:
+    """The Trainer's metrics with the time of the parts before, in seconds; it divides all rows by its own alone."""
+    own = metrics["train_runtime"]
+    share = own / (before + own)
+    speeds = {key: value * share for key, value in metrics.items() if key.endswith("_per_second")}
+    return metrics | speeds | {"train_runtime": before + own}

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import DynamoBackend
 from datasets import Dataset
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
@@ -119,6 +120,11 @@ class SharedPrefixTrainer(SFTTrainer):
         plain.set_attn_implementation(SHARED_PREFIX)
         self._embeddings = plain.get_input_embeddings()
         self._fused = FusedLayers(plain) if FusedLayers.fit(plain) and not is_sharded(self) else None
+        if self.args.torch_compile:
+            if self._fused is None:
+                raise UserError("`torch_compile` compiles LLaMA's and Qwen3's layers with plain LoRA; leave it out")
+            self.accelerator.state.dynamo_plugin.backend = DynamoBackend.NO  # which would compile the whole model
+            self._fused.compile(self.args.torch_compile_backend, self.args.torch_compile_mode)
         for module in self.model.modules():
             if isinstance(module, LoraLayer):
                 for name, dropout in module.lora_dropout.items():

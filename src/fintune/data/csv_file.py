@@ -1,0 +1,165 @@
+"""Cells between delimiters, with a header: read from CSV and TSV files, and written."""
+
+import csv
+import io
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TextIO
+
+from fintune.data.rows import EMPTY_LINE, Row
+from fintune.data.text_file import LINE_CHARACTERS, TextFile, join_text
+from fintune.errors import UserError
+
+RECORD_LINES = 1000  # of one record: an unterminated quote must not swallow the rest of the file
+HEAD_LINES = 100  # from which the delimiter is found
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
+FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one (OWASP, CSV injection)
+
+
+class Cells:
+    """What is written as cells between delimiters.
+
+    Attributes:
+        columns: names in the header.
+        delimiter, encoding, mark, end, compression: of the file that is written, as in `TextFile`.
+        preamble: a line above the header, if any.
+    """
+
+    columns: list[str]
+    delimiter, encoding, mark, end, compression, preamble = ",", "utf-8", b"", "\n", "", ""
+    _added: Sequence[str] = ()
+
+    def value(self, row: Row, column: str) -> object:
+        return row.cells[self.columns.index(column)]
+
+    def add_columns(self, names: list[str]) -> None:
+        self._added = names
+        try:
+            "".join(names).encode(self.encoding)
+        except UnicodeEncodeError as error:
+            raise UserError(
+                f"{error.object[error.start]!r} in a label's name cannot be written in {self.encoding}, the input's "
+                "encoding; convert the input to UTF-8"
+            ) from error
+
+    def write(self, path: Path, rows: list[Row], added: list[dict], spreadsheet_safe: bool) -> None:
+        values = ([*row.cells, *more.values()] for row, more in zip(rows, added, strict=True))
+        if spreadsheet_safe:
+            values = (["'" + cell if str(cell).startswith(FORMULA) else cell for cell in line] for line in values)
+        with path.open("w", encoding=self.encoding, newline="") as file:
+            write_csv(file, values, self.delimiter, self.end)
+
+    def join(self, parts: list[Path], target: Path) -> None:
+        header = io.StringIO()
+        write_csv(header, [[*self.columns, *self._added]], self.delimiter, self.end)
+        head = (self.preamble + header.getvalue()).encode(self.encoding)
+        join_text(target, self.compression, self.mark + head, parts)
+
+
+class Csv(Cells):
+    """A file of comma-separated values or the like; cells are kept as text, "NA" and "007" included."""
+
+    def __init__(self, file: TextFile, text_column: str, delimiter: str | None = None):
+        """
+        Args:
+            delimiter: a character, or its name; without it, the one that fits the first lines.
+        """
+        self.file, self.text_column = file, text_column
+        self.encoding, self.mark, self.end, self.compression = file.encoding, file.mark, file.end, file.compression
+        self._lines = file.lines()
+        self._pending = deque(islice(self._lines, HEAD_LINES))
+        if self._pending and (hint := re.fullmatch(r"sep=(.)\s*", self._pending[0][1])):  # Excel's own hint
+            self.preamble = self._pending.popleft()[1]
+            delimiter = delimiter or hint[1]
+        usual = "\t" if ".tsv" in [suffix.lower() for suffix in file.path.suffixes[-2:]] else ","
+        if delimiter is None:
+            self.delimiter = find_delimiter([line for _, line, _ in self._pending], usual, text_column)
+        else:
+            self.delimiter = NAMES.get(delimiter.lower(), delimiter)
+            if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+                raise UserError(f"--delimiter {delimiter!r}: give one character, or one of {', '.join(NAMES)}")
+        self._records = self._read()
+        first = next(self._records, Row(1, []))
+        if first.fault:
+            raise UserError(f"{file.path}:{first.line}: {first.fault}; the header has to be one line of column names")
+        self.columns = first.cells
+        about = [file.encoding.upper()] * (file.encoding != "utf-8")
+        if self.delimiter != usual:
+            about.append(f"cells separated by {DELIMITERS.get(self.delimiter, repr(self.delimiter))}")
+        self.about = ", ".join(about)
+
+    def rows(self) -> Iterator[Row]:
+        at, width = self.columns.index(self.text_column), len(self.columns)
+        for row in self._records:
+            if row.fault is None and not row.cells:
+                row.fault = EMPTY_LINE
+            elif row.fault is None and len(row.cells) != width:
+                row.fault = f"{len(row.cells)} cells where the header has {width}"
+            elif row.fault is None:
+                row.text = row.cells[at]
+            if row.fault:
+                row.cells = None
+            yield row
+
+    def done(self) -> float:
+        return self.file.done()
+
+    def _read(self) -> Iterator[Row]:
+        """Records; where one cannot be read, its first line is rejected and reading continues at the next."""
+        csv.field_size_limit(LINE_CHARACTERS)
+        while True:
+            taken = []
+
+            def feed(taken=taken):
+                while len(taken) < RECORD_LINES:
+                    item = self._pending.popleft() if self._pending else next(self._lines, None)
+                    if item is None:
+                        return
+                    taken.append(item)
+                    yield item[1]
+                raise csv.Error(f"a quote that is not closed within {RECORD_LINES} lines")
+
+            try:
+                cells = next(csv.reader(feed(), delimiter=self.delimiter, strict=True))
+            except StopIteration:
+                return
+            except csv.Error as error:
+                yield Row(taken[0][0], fault=taken[0][2] or f"{error}: not valid CSV")
+                self._pending.extendleft(reversed(taken[1:]))
+            else:
+                fault = next((fault for _, _, fault in taken if fault), None)
+                yield Row(taken[0][0], None if fault else cells, fault=fault)
+
+
+def find_delimiter(lines: list[str], usual: str, text_column: str) -> str:
+    """The delimiter of a file's first lines; `usual` where none divides them.
+
+    Of those that give the header two columns or more it is the one that gives it the text column, then the one that
+    gives most records as many cells as the header, then the one that gives most columns.
+    """
+    csv.field_size_limit(LINE_CHARACTERS)
+    best, most = usual, (False, 0.0, 1)
+    for delimiter in sorted(DELIMITERS, key=lambda delimiter: delimiter != usual):
+        try:
+            records = [record for record in csv.reader(lines, delimiter=delimiter) if record]
+        except csv.Error:
+            continue
+        header, *others = records or [[]]
+        others = others[:-1] or others  # the last may be cut
+        agreeing = sum(len(record) == len(header) for record in others) / max(1, len(others))
+        named = text_column.strip().casefold() in [name.strip().casefold() for name in header]
+        if len(header) > 1 and (named, agreeing, len(header)) > most:
+            best, most = delimiter, (named, agreeing, len(header))
+    return best
+
+
+def write_csv(file: TextIO, rows: Iterable[Sequence], delimiter: str = ",", end: str = "\n") -> None:
+    """Rows as CSV that reads back as they are; Python's writer leaves other line ends than its own bare (3.11)."""
+    writer = csv.writer(file, delimiter=delimiter, lineterminator=end)
+    careful = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
+    for row in rows:
+        (careful if any("\r" in str(cell) or "\n" in str(cell) for cell in row) else writer).writerow(row)

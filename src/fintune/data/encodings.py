@@ -1,0 +1,88 @@
+"""Which encoding a text file has: by its byte order mark, by what a user says, or as a guess for an error message."""
+
+import codecs
+
+from fintune.errors import UserError
+
+MARKS = [  # byte order marks; that of UTF-32 begins with that of UTF-16
+    (codecs.BOM_UTF32_LE, "utf-32-le"),
+    (codecs.BOM_UTF32_BE, "utf-32-be"),
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF16_LE, "utf-16-le"),
+    (codecs.BOM_UTF16_BE, "utf-16-be"),
+]
+LIKELY = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257"]
+LIKELY += ["gb18030", "big5", "cp932", "euc_jp", "cp949", "koi8_r"]
+OLDER = ["mac_roman", "cp850", "cp437", "cp866"]  # of Macs and DOS: they read anything, so they are asked last
+
+DAMAGED = "fintune.damaged"  # for `errors`: what cannot be decoded becomes half characters, which no sound text holds
+codecs.register_error(
+    DAMAGED,
+    lambda error: (
+        "".join(chr(0xDC00 + max(0x80, byte)) for byte in error.object[error.start : error.end]),
+        error.end,
+    ),
+)
+
+
+def encoding_of(head: bytes, name: str | None, where: str) -> tuple[str, bytes]:
+    """(encoding, byte order mark) of a file.
+
+    Args:
+        head: its first bytes.
+        name: the encoding that the user gave, if any.
+        where: the file, for messages.
+
+    Raises:
+        UserError: Python knows no such encoding, the file's mark is of another, or it is UTF-16 without a mark.
+    """
+    mark, marked = next(((mark, found) for mark, found in MARKS if head.startswith(mark)), (b"", None))
+    if name is None:
+        if marked is None and (half := empty_halves(head)):
+            raise UserError(f"{where}: is {half.upper()} without a byte order mark; state its encoding, {half}")
+        return marked or "utf-8", mark
+    try:
+        known = codecs.lookup(name)
+        "a,\n".encode(name)
+    except (LookupError, UnicodeError, ValueError) as error:  # none, or one of bytes
+        raise UserError(f"{where}: encoding {name!r} is unknown; take one that Python knows, as cp1252") from error
+    family = known.name.removesuffix("-sig").removesuffix("-le").removesuffix("-be")
+    if marked is None:
+        if family == known.name and family in ("utf-16", "utf-32"):
+            raise UserError(
+                f"{where}: has no byte order mark, so its encoding is {family}-le or {family}-be; state it"
+            )
+        return known.name.removesuffix("-sig"), b""
+    if not marked.startswith(family) and known.name != "utf-8-sig":
+        raise UserError(f"{where}: begins with the mark of {marked.upper()}, so it is not {name}; state no encoding")
+    return marked, mark
+
+
+def empty_halves(content: bytes) -> str | None:
+    """utf-16-le or utf-16-be where every other byte is often 0, as in Latin letters, digits and commas of these."""
+    first, second = (content[start::2].count(0) / max(1, len(content) // 2) for start in (0, 1))
+    return None if max(first, second) < 0.2 else "utf-16-be" if first > second else "utf-16-le"
+
+
+def damage_of(line: str, encoding: str) -> str | None:
+    """What in a line, decoded with errors=DAMAGED, could not be decoded; None where all could."""
+    if not line.isascii():
+        try:
+            line.encode()
+        except UnicodeEncodeError as error:
+            return f"not {encoding.upper()} (at character {error.start + 1})"
+    return None
+
+
+def likely_encoding(content: bytes) -> str | None:
+    """The encoding that bytes which are not UTF-8 most likely have; None where none fits."""
+    from charset_normalizer import from_bytes
+
+    for names in (LIKELY, LIKELY + OLDER):
+        found = {}
+        for match in from_bytes(content, cp_isolation=names, enable_fallback=False):
+            for name in set(match.could_be_from_charset).intersection(names):
+                found.setdefault(name, (round(match.chaos, 2), -round(match.coherence, 2)))
+        if found and min(found.values())[0] < 0.1:
+            return min(found, key=lambda name: (found[name], names.index(name)))
+    return None

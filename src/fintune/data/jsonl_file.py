@@ -1,0 +1,90 @@
+"""One JSON object a line: read, and written with columns added."""
+
+import json
+from collections.abc import Iterator
+from itertools import chain
+from pathlib import Path
+
+from fintune.data.rows import EMPTY_LINE, Row
+from fintune.data.text_file import LINE_CHARACTERS, TextFile, join_text
+from fintune.errors import UserError
+
+HEAD_LINES = 1000  # in which the columns are looked for
+
+
+class Jsonl:
+    """A JSONL file; a row's own characters are kept, and the new columns follow them.
+
+    Attributes:
+        columns: those of the first 1,000 lines; each line has its own.
+    """
+
+    def __init__(self, file: TextFile, text_column: str):
+        self.file, self.text_column = file, text_column
+        self.about = "" if file.encoding == "utf-8" else file.encoding.upper()
+        self._lines, self._head, self._added = file.lines(), [], set()
+        characters = 0
+        while len(self._head) < HEAD_LINES and characters < LINE_CHARACTERS and (found := next(self._lines, None)):
+            self._head.append(found)
+            characters += len(found[1])
+        rows = [self._row(*found) for found in self._head]
+        self.columns = list(dict.fromkeys(column for row in rows if row.cells for column in json.loads(row.cells)))
+        told = [row for row in rows if row.fault != EMPTY_LINE]
+        start = next((line.lstrip() for _, line, _ in self._head if line.strip()), "")
+        none = bool(told) and not any(row.cells for row in rows)
+        if start.startswith("[") and (none or told[0].fault.startswith("not valid JSON")):
+            remedy = "write one object a line, as `jq -c '.[]' array.json > rows.jsonl` does"
+            raise UserError(f"{file.path}: is one JSON array; {remedy}")
+        if none:
+            raise UserError(
+                f"{file.path}: line {told[0].line} is {told[0].fault}, and no other is better; write one object a line"
+            )
+
+    def rows(self) -> Iterator[Row]:
+        return (self._row(*found) for found in chain(self._head, self._lines))
+
+    def value(self, row: Row, column: str) -> object:
+        return json.loads(row.cells).get(column)
+
+    def done(self) -> float:
+        return self.file.done()
+
+    def _row(self, number: int, line: str, fault: str | None) -> Row:
+        if fault is None:
+            try:
+                cells = json.loads(line)
+            except RecursionError:
+                fault = "nested too deep"
+            except ValueError as error:
+                fault = f"not valid JSON ({error})" if line.strip() else EMPTY_LINE
+            else:
+                if not isinstance(cells, dict):
+                    fault = f"{type(cells).__name__}, not an object of columns"
+                elif taken := self._added.intersection(cells):
+                    fault = f"has a column {min(taken)!r} already; choose a --prefix for the new ones"
+                elif self.text_column not in cells:
+                    return Row(number, line.strip(), fault=f"no column {self.text_column!r}")
+                else:
+                    return Row(number, line.strip(), cells[self.text_column])
+        return Row(number, fault=fault)
+
+    def write(self, path: Path, rows: list[Row], added: list[dict], spreadsheet_safe: bool) -> None:
+        with path.open("wb") as file:
+            for row, more in zip(rows, added, strict=True):
+                line = row.cells[:-1].rstrip()
+                line += "" if line.endswith("{") else ", "
+                file.write(line.encode(self.file.encoding) + json_line(more, self.file.encoding, self.file.end, 1))
+
+    def add_columns(self, names: list[str]) -> None:
+        self._added = set(names)
+
+    def join(self, parts: list[Path], target: Path) -> None:
+        join_text(target, self.file.compression, self.file.mark, parts)
+
+
+def json_line(value: dict, encoding: str = "utf-8", end: str = "\n", start: int = 0) -> bytes:
+    """JSON from a character on, and a line end; what the encoding cannot hold makes its line plain ASCII."""
+    try:
+        return (json.dumps(value, ensure_ascii=False)[start:] + end).encode(encoding)
+    except UnicodeEncodeError:
+        return (json.dumps(value)[start:] + end).encode(encoding)

@@ -1,0 +1,106 @@
+"""Rows of CSV, TSV, JSONL, Parquet and Excel files, one at a time: a fault in a row costs that row alone."""
+
+import shlex
+from itertools import islice
+from pathlib import Path
+
+from fintune.data.csv_file import Csv
+from fintune.data.excel_file import Excel
+from fintune.data.jsonl_file import Jsonl
+from fintune.data.parquet_file import Parquet
+from fintune.data.text_file import COMPRESSED, TextFile
+from fintune.errors import UserError
+
+KINDS = {".csv": Csv, ".tsv": Csv, ".jsonl": Jsonl, ".parquet": Parquet, ".xlsx": Excel}
+TEXT_NAMES = ("text", "headline", "title", "sentence", "news", "tweet", "message", "content", "body", "summary")
+WORDS = 3  # that the values of a column of texts have on average, at least
+
+Table = Csv | Jsonl | Parquet | Excel
+
+
+def ending(path: Path) -> str:
+    """The ending by which a file's format is known, in lower case, such as .csv.gz.
+
+    Raises:
+        UserError: it is none that is read.
+    """
+    compression = path.suffix.lower() if path.suffix.lower() in COMPRESSED else ""
+    kind = (Path(path.stem) if compression else path).suffix.lower()
+    if kind not in KINDS or (compression and kind in (".parquet", ".xlsx")):
+        raise UserError(
+            f"{path}: ends in none of .csv, .tsv, .jsonl (each also with .gz or .zst), .parquet, .xlsx; "
+            "convert or rename it"
+        )
+    return kind + compression
+
+
+def read_table(
+    path: Path,
+    text_column: str,
+    content: bytes | None = None,
+    delimiter: str | None = None,
+    encoding: str | None = None,
+    strict: bool = False,
+) -> Table:
+    """A file as a table, of the format that its ending names.
+
+    Args:
+        text_column: what is labelled; `find_column` says whether it is there.
+        content: the file's bytes, where they are not to be read from `path`.
+        delimiter: between the cells of CSV; without it, the one that fits.
+        encoding: of a text file; without it, UTF-8 unless a byte order mark says another.
+        strict: refuse a text file for a single line that is damaged.
+
+    Raises:
+        UserError: it is missing, of another format or encoding, or damaged.
+    """
+    kind = KINDS[ending(path).removesuffix(".gz").removesuffix(".zst")]
+    if content is None and not path.is_file():
+        what = "is no regular file; copy it to one" if path.exists() else "no such file"
+        raise UserError(f"{path}: {'is a folder; name a file' if path.is_dir() else what}")
+    if delimiter is not None and kind is not Csv:
+        raise UserError(f"--delimiter {delimiter!r}: {path.name} has none; only CSV and TSV files have")
+    if kind in (Parquet, Excel):
+        if encoding is not None and content is None:
+            raise UserError(f"--encoding {encoding}: {path.name} is no text file; leave it out")
+        return kind(path, text_column, content)
+    file = TextFile(path, content, encoding, strict)
+    return Csv(file, text_column, delimiter) if kind is Csv else Jsonl(file, text_column)
+
+
+def check_column(table: Table, where: Path, name: str, option: str, texts: bool = True) -> None:
+    """See that a table has a column exactly once; after an error its rows are used up.
+
+    Args:
+        where: the file, for messages.
+        option: how a name is given, such as "--text {}".
+        texts: whether it is the column of the texts, so that the one that looks like them can be proposed.
+
+    Raises:
+        UserError: it has not; the message proposes the column that is likely meant.
+    """
+    count = table.columns.count(name)
+    if count == 1:
+        return
+    said = str(table.columns[:20])[:200]
+    if count:
+        raise UserError(f"{where}: column {name!r} appears {count} times in the header {said}; rename one of them")
+    likely = [column for column in table.columns if column.strip().casefold() == name.strip().casefold()]
+    if texts and not likely:
+        likely = [column for column in table.columns if column.strip().casefold() in TEXT_NAMES]
+        likely = likely if len(likely) == 1 else _columns_of_words(table)
+    remedy = "name the right one: " + option.format("NAME")
+    if len(likely) == 1:
+        remedy = f"{likely[0]!r} is likely meant: " + option.format(shlex.quote(likely[0]))
+    raise UserError(f"{where}: column {name!r} is missing from the header {said}; {remedy}")
+
+
+def _columns_of_words(table: Table) -> list[str]:
+    """The columns whose values look like texts in the first rows."""
+    columns = [column for column in table.columns if table.columns.count(column) == 1]
+    if not columns:
+        return []
+    table.text_column = columns[0]
+    rows = [row for row in islice(table.rows(), 50) if row.cells is not None]
+    words = {column: [len(str(table.value(row, column)).split()) for row in rows] for column in columns}
+    return [column for column in columns if rows and sum(words[column]) >= WORDS * len(rows)]
