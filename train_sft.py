@@ -39,8 +39,6 @@ def main(argv: list[str]) -> None:
             base = build_tiny(
                 recipe.folder / "staging/base", task, inputs_of(data.splits["train"]), run_args, training_args
             )
-    if data.source == "sample":
-        training_args.num_train_epochs = run_args.sample_epochs or training_args.num_train_epochs
     tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
     prompt = Prompt(task, tokenizer, training_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"], data.class_weights(task))

@@ -143,7 +143,7 @@ def questions(task_folder, monkeypatch):
 def test_an_overlay_that_changes_nothing_is_no_run_and_long_runs_start_first(
     questions, task_folder, monkeypatch, capsys
 ):
-    for name, text in (("same", "learning_rate: 3e-4\n"), ("long", "num_train_epochs: 10\n")):
+    for name, text in (("same", "learning_rate: 1e-3\n"), ("long", "num_train_epochs: 10\n")):
         (task_folder / f"configs/ablations/{name}.yaml").write_text(text)
     parameters = {key: {"values": value} for key, value in {"model": ["auto"], "seed": [42]}.items()}
     parameters |= {"task": {"value": "toy"}, "overlay": {"values": ["none", "same", "share-50", "long"]}}

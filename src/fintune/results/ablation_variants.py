@@ -206,7 +206,7 @@ def read_variants(
         for overlay in parameters["overlay"]["values"]:
             found = by_name.get(stem if overlay == NONE else f"{stem}-{overlay}", [])
             if found and overlay != NONE and stem in by_name:
-                turned = {"seed", "sample_epochs", *read_layer(overlays / f"{overlay}.yaml")}
+                turned = {"seed", "min_steps", *read_layer(overlays / f"{overlay}.yaml")}
                 others = differences(found[0].identity, by_name[stem][0].identity, besides=tuple(turned))
                 if others:
                     why = f"differs from the runs of {stem} in {', '.join(others)} too; train both again"

@@ -1,11 +1,10 @@
 """The end of a run: its figures beside what is simplest, where it is weak, where it lies, what to type next."""
 
-import sys
 from pathlib import Path
 
 from rich.table import Table
 
-from fintune.machine import console
+from fintune.machine import console, linear_command, typed
 
 WEAK_F1 = 0.7  # a class below it is named
 
@@ -40,7 +39,7 @@ def print_result(result: dict, folder: Path) -> None:
         print(line)
     print(f"run: {folder}")
     if result["training"] is not None:
-        print(f"next: {_command()} predict {folder} FILE.csv -o labelled.csv")
+        print(f"next: {typed('fintune')} predict {folder} FILE.csv -o labelled.csv")
 
 
 def verdict(accuracy: float, other: dict) -> str:
@@ -65,25 +64,37 @@ def weak_classes(per_class: dict) -> list[str]:
 def advice(result: dict) -> list[str]:
     """What a reader should know of this result beyond its figures."""
     test = result[result["split"]]
-    majority = test["simple"]["majority class"]
     lines = []
     if result["data"]["source"] == "sample":
         lines += ["The sample's rows are invented: this shows that the method runs, not how well it labels finance."]
-    trained = result["training"] is not None and result["model"]["base"] != "majority"
-    if trained and (test["accuracy"] <= majority["accuracy"] or majority["p"] >= 0.05):
-        lines += [
-            f"No better than always answering {majority['label']!r}: the model has not learnt the task. Try more "
-            "--num_train_epochs, a higher --learning_rate, `class_weights: balanced` in the task's YAML, or more rows."
-        ]
+    if result["training"] is not None:
+        lines += no_better(result)
     if explanation := explain_greedy(test.get("greedy_label_rate")):
         lines += [explanation]
     return lines
 
 
-def _command() -> str:
-    """`fintune` as it must be typed here."""
-    script = Path(sys.executable).with_name("fintune")
-    return str(script.relative_to(Path.cwd())) if script.is_relative_to(Path.cwd()) else "fintune"
+def no_better(result: dict) -> list[str]:
+    """Where a trained run is not above the commonest label or TF-IDF on the same rows: that, and what to try."""
+    test, base, steps = result[result["split"]], result["model"]["base"], result["training"].get("steps")
+    majority, words = test["simple"]["majority class"], test["simple"].get("TF-IDF")
+    more = f"more steps (--min_steps {2 * steps}), more labels" if steps else "more labels"
+    lines = []
+    if base != "majority" and (test["accuracy"] <= majority["accuracy"] or majority["p"] >= 0.05):
+        rate = "a higher --learning_rate, " if steps else ""
+        lines += [
+            f"No better than always answering {majority['label']!r}: the model has not learnt the task. Try {rate}"
+            f"`class_weights: balanced` in the task's YAML, {more}."
+        ]
+    if base not in ("majority", "tfidf") and words and test["accuracy"] < words["accuracy"]:
+        lines += [
+            f"No better than TF-IDF on the same rows: {test['accuracy']:.4f} against {words['accuracy']:.4f}, "
+            f"{verdict(test['accuracy'], words)}. Take TF-IDF until this model wins, or the frozen MiniLM "
+            "(minilm-l6-frozen.yaml in place of tfidf.yaml):",
+            f"  {linear_command(result['task'])}",
+            f"Or try {more}; `make baselines TASKS={result['task']}` trains all that this machine can.",
+        ]
+    return lines
 
 
 def explain_greedy(report: dict | None) -> str | None:

@@ -1,14 +1,17 @@
 """What the training scripts do around their method: guards before it, and a training that survives a signal."""
 
 import json
+import math
 from contextlib import suppress
 from pathlib import Path
 
 from transformers import Trainer
+from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from fintune import machine
 from fintune.data import audit
 from fintune.data.load import TaskData
+from fintune.model.load import is_sharded
 from fintune.recipe.recipe import Recipe
 from fintune.training import tracking
 from fintune.training.callbacks import memory_advice, show_progress
@@ -19,6 +22,8 @@ from fintune.training.checkpoints import (
     lock_folder,
     seconds_until,
 )
+
+EVALUATIONS = 10  # at most, of a run that `min_steps` lengthens
 
 
 def check_machine(recipe: Recipe, model: str) -> None:
@@ -48,6 +53,9 @@ def start(recipe: Recipe, data: TaskData, example: str) -> None:
     rows = ", ".join(f"{len(rows):,} for {split}" for split, rows in data.splits.items())
     print(f"data: {data.source}, SHA-256 {data.sha256[:12]}; rows: {rows}")
     print(example)
+    first = machine.better_first(recipe.task.task, len(data.splits["train"]))
+    if first and recipe.script != "train_linear.py":
+        print(first)
     recipe.identity(data.sha256)
     say_replaced(recipe.folder / "metrics.json")
     lock_folder(recipe.folder, recipe.training_args.process_index)
@@ -65,6 +73,31 @@ def say_replaced(path: Path) -> None:
         print(f"{path}: holds an older result, {older['split']} accuracy {accuracy:.4f}, which this run replaces")
 
 
+def reach_min_steps(trainer: Trainer, min_steps: int) -> None:
+    """Raise a trainer's `num_train_epochs` where its rows are too few for `min_steps` optimizer steps, and say so.
+
+    Where each epoch would be evaluated and saved, every k-th is, so that there are at most `EVALUATIONS`, and the
+    checkpoint of the highest validation accuracy is what the training ends with.
+    """
+    args, rows = trainer.args, len(trainer.train_dataset)
+    steps, before = math.ceil(rows / trainer.get_total_train_batch_size(args)), args.num_train_epochs
+    if args.max_steps > 0 or math.ceil(before * steps) >= min_steps:
+        return
+    epochs = math.ceil(min_steps / steps)
+    every = math.ceil(epochs / EVALUATIONS)
+    args.num_train_epochs = math.ceil(epochs / every) * every  # the last epoch is evaluated too
+    line = (
+        f"steps: {rows:,} rows are {steps} steps an epoch: {args.num_train_epochs} epochs instead of {before:g}, for "
+        f"min_steps {min_steps}"
+    )
+    if args.eval_strategy == args.save_strategy == "epoch" and not is_sharded(trainer):  # those have no accuracy
+        args.eval_strategy, args.save_strategy = IntervalStrategy.STEPS, SaveStrategy.STEPS
+        args.eval_steps = args.save_steps = every * steps
+        args.load_best_model_at_end, args.metric_for_best_model, args.greater_is_better = True, "eval_accuracy", True
+        line += f"; {args.num_train_epochs // every} evaluations, the best checkpoint is kept"
+    print(line)
+
+
 def train(trainer: Trainer, recipe: Recipe, data: TaskData, summary: dict) -> dict:
     """Train from the beginning or from a checkpoint; a signal saves one after the current step.
 
@@ -79,6 +112,7 @@ def train(trainer: Trainer, recipe: Recipe, data: TaskData, summary: dict) -> di
         Stopped: SIGTERM or SIGINT came.
     """
     args, identity = recipe.training_args, recipe.identity(data.sha256)
+    reach_min_steps(trainer, recipe.run_args.min_steps)
     machine.check_disk(recipe.folder, summary["trained_parameters"], args.save_total_limit)
     print(f"trains {summary['trained_parameters']:,} parameters in {summary['trained_dtype']}")
     with args.main_process_first():
