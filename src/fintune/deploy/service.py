@@ -127,9 +127,9 @@ def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_
     """The service as an ASGI application.
 
     POST /classify takes {"text": "..."} or {"texts": [...]}, of a run with columns {"text": "...", "ticker": "..."} or
-    {"texts": [{...}, ...]}, and answers with label, confidence, probabilities by
-    label and abstained, for several texts as {"results": [...]} in their order. Errors are {"error": "one line"}: 408
-    a body that took too long, 413 too much for this service, 422 not what it takes, 429 too much right now.
+    {"texts": [{...}, ...]}, and answers with label, confidence, probabilities by label and abstained, for several
+    texts as {"results": [...]} in their order. Errors are {"error": "one line"}: 408 a body that took too long, 413
+    too much for this service, 422 not what it takes, 429 too much right now.
     GET /healthz (with the run's columns and its caveat, where it has them), GET /metrics (Prometheus).
 
     Args:
