@@ -67,7 +67,7 @@ def save_tokenizer(folder, texts: list[str], template: str, name: str = "Tokeniz
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.train_from_iterator(texts, trainers.WordPieceTrainer(vocab_size=300, special_tokens=SPECIAL))
-    pair = template.replace("</s>", "</s> $B:1 </s>:1")
+    pair = f"{template} $B:1 </s>:1"
     special = [("<s>", 2), ("</s>", 1)]
     tokenizer.post_processor = processors.TemplateProcessing(single=template, pair=pair, special_tokens=special)
     PreTrainedTokenizerFast(

@@ -34,7 +34,7 @@ def folder(tmp_path) -> Path:
 
 
 def labeller(run_dir: Path, source, target) -> fleet.Labeller:
-    return fleet.Labeller(str(run_dir), str(source), str(target), ("text", 0.0, ""))
+    return fleet.Labeller(str(run_dir), str(source), str(target), ("text", 0.0, ""), None)
 
 
 def test_a_cluster_that_loses_a_worker_loses_and_doubles_no_row(run_dir, classifier, folder, monkeypatch):
