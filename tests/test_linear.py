@@ -214,9 +214,9 @@ def test_a_labelling_goes_on_with_the_same_model_alone(runs, copy, tmp_path, mon
     assert command(words) == 0
 
 
-def test_it_is_scored_again_by_evaluate(copy, runs, monkeypatch, capsys):
+def test_it_is_scored_again_by_evaluate(runs, monkeypatch, capsys):
     monkeypatch.chdir(runs["tfidf"].parents[2])
-    run = copy("tfidf")
+    run = Path(shutil.copytree(runs["tfidf"], "runs/toy/again"))  # its paths are relative to its folder
     script("evaluate").main([str(run), "--split", "validation"])
     assert "next: " in capsys.readouterr().out
     before, after = (json.loads((run / f"metrics{end}.json").read_text()) for end in ("", "-validation"))
