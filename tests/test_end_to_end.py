@@ -296,6 +296,6 @@ def test_two_processes_give_the_curve_of_one_with_twice_the_batch_and_stop_toget
     process = launched(*two, "--output_dir", "two")
     said, _ = process.communicate(timeout=120)
     assert process.returncode == 0, said[-3000:]
-    assert said.count("trains ") == 1  # the first process speaks
+    assert said.count("\ntrains ") == 1  # the first process speaks
     assert len(losses(task_folder / "one")) == 14
     assert losses(task_folder / "two") == pytest.approx(losses(task_folder / "one"), rel=1e-4)
