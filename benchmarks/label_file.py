@@ -106,6 +106,7 @@ def run_once(run_dir: Path, source: Path, target: Path, kill_at: int | None = No
         rows done; at its end also seconds, counts, and memory: rows done -> the most MiB resident while they were.
     """
     command = [sys.executable, "-m", "fintune.cli", "predict", str(run_dir), str(source), "-o", str(target)]
+    command += ["--encoding", "utf-8"]  # stated, lines that are not are rejected one by one
     parts = target.with_name(target.name + ".parts")
     started, rows, memory = time.perf_counter(), 0, {}
     with tempfile.TemporaryFile() as log:
