@@ -30,6 +30,17 @@ COMPANIES = ["Alder", "Birch", "Cedar", "Elm", "Fir", "Hazel", "Larch", "Maple",
 
 
 @pytest.fixture
+def one_thread():
+    """Models of a few thousand parameters: threads would wait for each other longer than they compute."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def task_folder(tmp_path, monkeypatch):
     """data/toy.yaml, its CSV of 108 rows and its template in a folder of their own; labels share first tokens."""
     monkeypatch.chdir(tmp_path)

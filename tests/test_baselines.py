@@ -90,13 +90,7 @@ def save_encoder(folder, kind: str, texts: list[str], template: str | None = Non
     return str(folder)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Models of a few thousand parameters: threads would wait for each other longer than they compute."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -40,12 +40,7 @@ TFIDF = str(ROOT / "configs/baselines/tfidf.yaml")
 MAJORITY = str(ROOT / "configs/baselines/majority.yaml")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def hard_rows() -> list[dict]:
