@@ -43,8 +43,9 @@ def by_length(lengths: Sequence[int], tokens: int) -> Iterator[list[int]]:
     rows = sorted(range(len(lengths)), key=lambda row: -lengths[row])
     while rows:
         longest = max(1, lengths[rows[0]])
-        full = min(len(rows), max(1, tokens // longest))
-        uneven = (at for at in range(max(1, full // 8), full) if lengths[rows[at]] <= 0.9 * longest)
+        fit = max(1, tokens // longest)
+        full = min(len(rows), fit)
+        uneven = (at for at in range(max(1, fit // 8), full) if lengths[rows[at]] <= 0.9 * longest)
         end = next(uneven, full)
         yield rows[:end]
         rows = rows[end:]
