@@ -1,9 +1,9 @@
 """Thresholds of a cascade of models whose error among labelled rows stays below a bound, with a stated probability.
 
 A row goes from stage to stage, the cheapest first, until one is confident enough; what the last is not confident of
-is abstained. Half of the validation rows propose thresholds, the other half tests them: Pareto testing
-(Laufer-Goldshtein et al. 2023, arXiv 2210.07913), which is Learn then Test with fixed-sequence testing (Angelopoulos et
-al. 2021, arXiv 2110.01052) in an order that held-out rows choose. The guarantee is of rows drawn like the validation rows.
+is abstained. Half of the validation rows propose thresholds, the other half tests them. This is Pareto testing
+(Laufer-Goldshtein et al. 2023, arXiv 2210.07913): Learn then Test with fixed-sequence testing (Angelopoulos et al. 2021,
+arXiv 2110.01052), in an order that other rows chose. It holds for rows drawn as the validation rows were.
 """
 
 from dataclasses import dataclass
