@@ -3,12 +3,14 @@
 Imports nothing heavy: a command asks here before it loads a model.
 """
 
+import hashlib
 import json
 from pathlib import Path
 
 from fintune.errors import UserError
 from fintune.files import faults
 
+CASCADE = "fintune cascade"  # where other runs have the script that trained them
 SCHEMA = 2  # of metrics.json; a run of another one is refused
 
 
@@ -42,6 +44,12 @@ def verified_result(folder: Path) -> dict:
     for name, what in faults(folder, result["files"]):
         raise UserError(f"{folder}/{name}: {what}; copy the run's folder whole, or train it again")
     return result
+
+
+def fingerprint(result: dict) -> str:
+    """Hash of what a run answers by: its files, its labels in their order and its temperature."""
+    what = [result["files"], result["data"]["labels"], result["calibration"]["temperature"]]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
 
 
 def caveat(result: dict) -> str | None:

@@ -38,7 +38,7 @@ class EncoderScorer:
         self.model.train(training)
         return scores
 
-    def further_metrics(self, inputs: Sequence[Input]) -> dict:
+    def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """Empty: an encoder can only answer with a label."""
         return {}
 

@@ -2,8 +2,8 @@
 
 A row goes from stage to stage, the cheapest first, until one is confident enough; what the last is not confident of
 is abstained. Half of the validation rows propose thresholds, the other half tests them. This is Pareto testing
-(Laufer-Goldshtein et al. 2023, arXiv 2210.07913): Learn then Test with fixed-sequence testing (Angelopoulos et al. 2021,
-arXiv 2110.01052), in an order that other rows chose. It holds for rows drawn as the validation rows were.
+(Laufer-Goldshtein et al. 2023, arXiv 2210.07913): Learn then Test with fixed-sequence testing (Angelopoulos et al.
+2021, arXiv 2110.01052), in an order that other rows chose. It holds for rows drawn as the validation rows were.
 """
 
 from dataclasses import dataclass
@@ -24,13 +24,15 @@ class Policy:
 
     Attributes:
         thresholds: confidence from which each stage answers; `NEVER` where it is left out.
-        labelled: share of the rows that got a label.
+        rows: how many tested them.
+        labelled: share of these that got a label.
         errors, answered: wrong labels and labels.
         p_value: probability of so few errors or fewer if the error among labelled rows were above the bound.
         cost: seconds a row.
     """
 
     thresholds: tuple[float, ...]
+    rows: int
     labelled: float
     errors: int
     answered: int
@@ -107,7 +109,7 @@ def measured(stages: list[StageScores], thresholds: tuple[float, ...], max_error
         wrong += int((~stage.correct[at == number]).sum())
         cost += stage.seconds * float((at >= number).mean()) * (threshold < NEVER)
     p_value = float(binom.cdf(wrong, answered, max_error)) if answered else 1.0
-    return Policy(thresholds, answered / len(at), wrong, answered, p_value, cost)
+    return Policy(thresholds, len(at), answered / len(at), wrong, answered, p_value, cost)
 
 
 def _proposed(stages: list[StageScores], max_error: float) -> list[tuple[float, ...]]:
@@ -134,7 +136,14 @@ def _proposed(stages: list[StageScores], max_error: float) -> list[tuple[float, 
             found[best] = float(binom.cdf(errors[best], answered[best], max_error))
     shape = [len(grid) for grid in grids]
     indices = [np.unravel_index(best, shape) for best in sorted(found, key=found.get)]
-    return [tuple(float(grid[i]) for grid, i in zip(grids, index, strict=True)) for index in indices]
+    chosen = [[float(grid[i]) for grid, i in zip(grids, index, strict=True)] for index in indices]
+    return [_without_idle(thresholds) for thresholds in chosen]
+
+
+def _without_idle(thresholds: list[float]) -> tuple[float, ...]:
+    """Stages behind one that answers every row are never asked."""
+    every = thresholds.index(0.0) if 0.0 in thresholds else len(thresholds)
+    return tuple(threshold if number <= every else NEVER for number, threshold in enumerate(thresholds))
 
 
 def _levels(confidence: np.ndarray, most: int) -> np.ndarray:
