@@ -59,8 +59,8 @@ class Parquet:
         pq.write_table(table.combine_chunks(), path)
 
     def add_columns(self, names: list[str]) -> None:
-        """Label, confidence, probabilities, abstained, rejected."""
-        kinds = [pa.string(), *[pa.float64()] * (len(names) - 3), pa.bool_(), pa.string()]
+        """Label, confidence, probabilities, abstained, truncated, rejected."""
+        kinds = [pa.string(), *[pa.float64()] * (len(names) - 4), pa.bool_(), pa.bool_(), pa.string()]
         self._added = dict(zip(names, kinds, strict=True))
 
     def join(self, parts: list[Path], target: Path) -> None:

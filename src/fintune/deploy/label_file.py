@@ -107,7 +107,8 @@ def label_file(
     parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / "lock", timeout=0), _stoppable(str(parts)) as stop_if_asked:
-            options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, *columns.items()]
+            options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, classifier.long]
+            options += columns.items()
             run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
             _check_manifest(parts, {"input": sha256(source), "run": run, "options": options, "shard": SHARD})
             answers = Answers(classifier, threshold, prefix, parts / "scores.sqlite")
