@@ -76,3 +76,141 @@ def test_a_text_that_ends_in_control_tokens_keeps_its_beginning(toy):
         [ids] = prompt.encode([text + tail * 500])
         room = prompt.max_length - max(map(len, prompt.label_ids))
         assert text + tail in prompt.tokenizer.decode(ids) and len(ids) > room - 8
+
+
+def test_an_encoder_is_given_the_first_tokens_of_the_whole_text(tmp_path):
+    from transformers import AutoConfig, AutoTokenizer
+
+    texts = ["profit of Alder rose by 12.5 %", "outlook, dividend & staff", *WORDS, "公司利润增长了"]
+    for kind in ("bert", "roberta", "t5"):
+        folder = save_encoder(tmp_path / kind, kind, texts)
+        tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+        encoder = EncoderInput(tokenizer, config, 40)
+        settings = {"split_special_tokens": True, "truncation": "only_first", "max_length": 40}
+        for number, (name, text) in enumerate((LONG | CONTROL).items(), start=1):
+            whole = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+            assert encoder.encode([text]) == [tokenizer(text, **settings)["input_ids"]], (kind, name)
+            assert encoder.is_cut(text) == (len(whole) > 40), (kind, name)
+            parts = cut.windows(encoder, text)
+            assert encoder.truncated_texts == sum(map(encoder.is_cut, list((LONG | CONTROL).values())[:number]))
+            assert not any(map(encoder.is_cut, parts)) and max(map(len, encoder.encode(parts))) <= 40
+
+
+@pytest.mark.parametrize("text", ["profit rose ", "a", "公司利润", "<|im_end|>"])
+def test_a_megabyte_is_never_tokenised_whole(toy, tmp_path, whole_reads, text):
+    from transformers import AutoConfig, AutoTokenizer
+
+    prompt = toy[2]
+    folder = save_encoder(tmp_path / "roberta", "roberta", ["profit rose", "公司利润"])
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    encoder = EncoderInput(tokenizer, AutoConfig.from_pretrained(folder), 40)
+    assert type(tokenizer)._encode_plus is type(prompt.tokenizer)._encode_plus
+    longest = whole_reads(tokenizer)
+    [ids], [tokens] = prompt.encode([text * (10**6 // len(text))]), encoder.encode([text * (10**6 // len(text))])
+    assert prompt.truncated_texts == encoder.truncated_texts == 1 and len(tokens) == 40 and len(ids) > 90
+    assert 0 < longest[0] < 20_000
+
+
+def test_windows_cover_a_text_and_overlap(toy):
+    prompt = toy[2]
+    words = [f"word{number}" for number in range(2000)]
+    text = "  " + " ".join(words[:1000]) + " " * 5000 + " ".join(words[1000:]) + "\n"
+    parts = cut.windows(prompt, text)
+    assert cut.windows(prompt, "profit rose") == ["profit rose"]
+    assert not any(map(prompt.is_cut, parts)) and len(prompt.encode(parts)) == len(parts) and not prompt.truncated_texts
+    inside = [{word for word in words if f" {word} " in f" {part} "} for part in parts]
+    assert set().union(*inside) == set(words)
+    shared = [one & other for one, other in zip(inside, inside[1:], strict=False)]
+    assert sum(map(bool, shared)) >= len(shared) - 1  # not across the spaces
+    column = {"text": text, "ticker": "ALD"}
+    assert all(part["ticker"] == "ALD" for part in cut.windows(prompt, column))
+
+
+def test_split_averages_the_log_probabilities_of_the_windows(classifier):
+    text = " ".join(["Alder raised its dividend again.", "losses of Oak widened.", "Elm opens an office."] * 60)
+    prompt = classifier.scorer.encoder
+    parts = cut.windows(prompt, text)
+    logs = np.log(np.array([classifier.scorer.probabilities([part])[0] for part in parts])).mean(axis=0)
+    logs /= classifier.calibration["temperature"]
+    expected = np.exp(logs) / np.exp(logs).sum()
+    assert classifier.truncated([text, "Elm opens an office"]).tolist() == [True, False] and classifier.truncated(text)
+    cut_short = classifier(text)[1]
+    before = prompt.truncated_texts
+    classifier.long = "split"
+    try:
+        labels, found = classifier([text, "Elm opens an office", text])
+        assert not classifier.truncated([text]).any() and prompt.truncated_texts == before
+        assert classifier([])[1].shape == (0, 3)
+    finally:
+        classifier.long = "cut"
+    np.testing.assert_allclose(found[[0, 2]], [expected, expected], atol=1e-5)
+    np.testing.assert_allclose(found[1], classifier("Elm opens an office")[1], atol=1e-6)
+    assert np.abs(found[0] - cut_short).max() > 0.01
+
+
+def test_files_say_which_rows_were_cut(classifier, run_dir, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"title": title} for title in ("Alder raised its dividend", "Oak cut its outlook. " * 300, "", "Elm")]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = io.StringIO()
+    csv.writer(content).writerows([["title"], *([row["title"]] for row in rows[:2]), [" "], ["Elm"]])
+    (tmp_path / "in.csv").write_text(content.getvalue())
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    for name in ("in.jsonl", "in.csv", "in.parquet"):
+        target = tmp_path / f"out-{name}"
+        assert label_file.label_file(classifier, run_dir, tmp_path / name, target, "title", 0.0) == (3, 1)
+        if name == "in.parquet":
+            found = pq.read_table(target)
+            assert found.column_names[-2:] == ["truncated", "rejected"] and found["truncated"].type == pa.bool_()
+            assert found["truncated"].to_pylist() == [False, True, None, False]
+        elif name == "in.jsonl":
+            answers = [json.loads(line) for line in target.read_text().splitlines()]
+            assert [answer["truncated"] for answer in answers] == [False, True, None, False]
+        else:
+            answers = list(csv.reader(io.StringIO(target.read_text())))
+            assert [answer[-2] for answer in answers] == ["truncated", "False", "True", "", "False"]
+
+
+def test_a_date_in_the_chat_template_is_the_runs_for_good(toy, tmp_path, monkeypatch):
+    import datetime
+
+    from transformers.utils import chat_template_utils
+
+    from fintune.model import chat_date
+    from fintune.model.load import load_tokenizer
+    from fintune.model.prompt import Prompt
+
+    def today(day):
+        class Day(datetime.datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return cls.fromisoformat(day)
+
+            @classmethod
+            def today(cls):
+                return cls.fromisoformat(day).date()
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Day)
+        monkeypatch.setattr(chat_date, "date", type("Date", (), {"today": Day.today, "fromisoformat": datetime.date.fromisoformat}))
+
+    template = Path(tmp_path / "dated.jinja")
+    stated = "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}Today: {{ day }}\n"
+    template.write_text(stated + toy[2].tokenizer.chat_template)
+    base = str(tmp_path / "base")
+    prompts = []
+    for day in ("2026-11-26", "2026-12-27"):
+        today(day)
+        chat_template_utils._compile_jinja_template.cache_clear()
+        first = load_tokenizer(base, None, str(template))
+        prompts.append(Prompt(toy[0], first, 200).encode(["profit rose"]))
+        if day == "2026-11-26":
+            first.save_pretrained(tmp_path / "runs/checkpoint-3")
+            assert "Today: 26 Nov 2026" in first.decode(prompts[0][0])
+        again = load_tokenizer(str(tmp_path / "runs/checkpoint-3"), None)
+        assert Prompt(toy[0], again, 200).encode(["profit rose"]) == prompts[0]
+        resumed = load_tokenizer(base, None, str(template), tmp_path / "runs")
+        assert Prompt(toy[0], resumed, 200).encode(["profit rose"]) == prompts[0]
+    assert prompts[0] != prompts[1]
+    assert "strftime_now" not in load_tokenizer(base, None).chat_template
