@@ -5,10 +5,10 @@ import io
 import json
 import random
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from conftest import ROOT
 from test_baselines import save_encoder
 
 from fintune.deploy import label_file
@@ -78,36 +78,38 @@ def test_a_text_that_ends_in_control_tokens_keeps_its_beginning(toy):
         assert text + tail in prompt.tokenizer.decode(ids) and len(ids) > room - 8
 
 
-def test_an_encoder_is_given_the_first_tokens_of_the_whole_text(tmp_path):
+def test_an_encoder_is_given_the_first_tokens_of_the_whole_text(toy, tmp_path):
     from transformers import AutoConfig, AutoTokenizer
 
     texts = ["profit of Alder rose by 12.5 %", "outlook, dividend & staff", *WORDS, "公司利润增长了"]
-    for kind in ("bert", "roberta", "t5"):
-        folder = save_encoder(tmp_path / kind, kind, texts)
-        tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
-        encoder = EncoderInput(tokenizer, config, 40)
+    folder = save_encoder(tmp_path / "bert", "bert", texts)
+    words, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    merges = toy[2].tokenizer  # byte-level, without special tokens
+    for kind, tokenizer in (("words", words), ("merges", merges)):
+        encoder = EncoderInput(tokenizer, SimpleNamespace(**vars(config) | {"pad_token_id": tokenizer.pad_token_id}), 40)
         settings = {"split_special_tokens": True, "truncation": "only_first", "max_length": 40}
         for number, (name, text) in enumerate((LONG | CONTROL).items(), start=1):
             whole = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
             assert encoder.encode([text]) == [tokenizer(text, **settings)["input_ids"]], (kind, name)
             assert encoder.is_cut(text) == (len(whole) > 40), (kind, name)
-            parts = cut.windows(encoder, text)
             assert encoder.truncated_texts == sum(map(encoder.is_cut, list((LONG | CONTROL).values())[:number]))
-            assert not any(map(encoder.is_cut, parts)) and max(map(len, encoder.encode(parts))) <= 40
+        parts, before = cut.windows(encoder, LONG["words"][:2000]), encoder.truncated_texts
+        assert len(parts) > 5 and max(map(len, encoder.encode(parts))) <= 40 and encoder.truncated_texts == before
 
 
-@pytest.mark.parametrize("text", ["profit rose ", "a", "公司利润", "<|im_end|>"])
-def test_a_megabyte_is_never_tokenised_whole(toy, tmp_path, whole_reads, text):
+def test_a_megabyte_is_never_tokenised_whole(toy, tmp_path, whole_reads):
     from transformers import AutoConfig, AutoTokenizer
 
     prompt = toy[2]
-    folder = save_encoder(tmp_path / "roberta", "roberta", ["profit rose", "公司利润"])
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    encoder = EncoderInput(tokenizer, AutoConfig.from_pretrained(folder), 40)
-    assert type(tokenizer)._encode_plus is type(prompt.tokenizer)._encode_plus
-    longest = whole_reads(tokenizer)
-    [ids], [tokens] = prompt.encode([text * (10**6 // len(text))]), encoder.encode([text * (10**6 // len(text))])
-    assert prompt.truncated_texts == encoder.truncated_texts == 1 and len(tokens) == 40 and len(ids) > 90
+    folder = save_encoder(tmp_path / "bert", "bert", ["profit rose"])
+    encoder = EncoderInput(AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder), 40)
+    longest = whole_reads(encoder.tokenizer)
+    for count, text in enumerate(("profit rose ", "<|im_end|>", "a", "公司利润"), start=1):
+        [ids] = prompt.encode([text * (10**6 // len(text))])
+        assert prompt.truncated_texts == count and len(ids) > 90
+        if count < 3:  # a word without end is one token to BERT, so it must be read to its end
+            [ids] = encoder.encode([text * (10**6 // len(text))])
+            assert encoder.truncated_texts == count and len(ids) == 40
     assert 0 < longest[0] < 20_000
 
 
@@ -127,7 +129,7 @@ def test_windows_cover_a_text_and_overlap(toy):
 
 
 def test_split_averages_the_log_probabilities_of_the_windows(classifier):
-    text = " ".join(["Alder raised its dividend again.", "losses of Oak widened.", "Elm opens an office."] * 60)
+    text = "Alder raised its dividend again. " * 60 + "losses of Oak widened. " * 120
     prompt = classifier.scorer.encoder
     parts = cut.windows(prompt, text)
     logs = np.log(np.array([classifier.scorer.probabilities([part])[0] for part in parts])).mean(axis=0)
@@ -213,4 +215,6 @@ def test_a_date_in_the_chat_template_is_the_runs_for_good(toy, tmp_path, monkeyp
         resumed = load_tokenizer(base, None, str(template), tmp_path / "runs")
         assert Prompt(toy[0], resumed, 200).encode(["profit rose"]) == prompts[0]
     assert prompts[0] != prompts[1]
-    assert "strftime_now" not in load_tokenizer(base, None).chat_template
+    plain = str(toy[2].tokenizer.chat_template)
+    template.write_text(plain)
+    assert load_tokenizer(base, None, str(template)).chat_template == plain
