@@ -60,13 +60,20 @@ def predict(
         Literal["local", "ray"],
         typer.Option(help="ray labels a folder on the cluster of RAY_ADDRESS, else on this machine's cores."),
     ] = "local",
+    long: Annotated[
+        Literal["cut", "split"],
+        typer.Option(
+            help="Of a text longer than the model reads: its beginning alone, or all of it in overlapping windows whose "
+            "log-probabilities are averaged."
+        ),
+    ] = "cut",
     delimiter: Delimiter = None,
     encoding: Encoding = None,
 ) -> int:
     """Label a file, lines as they come, or a folder on a cluster.
 
     Every row gets a label, a confidence and a probability for each label. A row that cannot be labelled keeps its
-    place, with the reason in the column `rejected`; lines that are no rows are written to OUTPUT.rejected.jsonl. An
+    place, with the reason in the column `rejected`; `truncated` says whether the end of its text was not read; lines that are no rows are written to OUTPUT.rejected.jsonl. An
     interrupted command goes on when it is typed again. Exit code 3: done, but some rows were rejected. A run that
     reads columns beside the text takes them from the input, from standard input as JSON lines.
 
@@ -78,7 +85,7 @@ def predict(
     """
     from fintune.deploy.predict import predict
 
-    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding, column or ()
+    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding, column or (), long
     return predict(run_dir, source, output, text_column, prefix, *options)
 
 

@@ -12,14 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
-from itertools import islice
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from fintune.data.jsonl_file import json_line
-from fintune.data.rows import Row
+from fintune.data.rows import Row, slices
 from fintune.data.tables import Table, check_column, check_columns, ending, read_inputs, read_table
 from fintune.deploy.answers import Answers, added_columns, judge
 from fintune.deploy.classifier import Classifier
@@ -27,6 +26,7 @@ from fintune.errors import Stopped, UserError
 from fintune.files import sha256, write_json, write_whole
 
 SHARD = 10_000  # rows read, labelled or rejected, between two points from which an interrupted run can go on
+SHARD_SIZE = 2**24  # of these rows, in characters, which take up to 4 bytes each; then a shard has fewer of them
 
 
 def open_table(
@@ -107,9 +107,10 @@ def label_file(
     parts.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(parts / "lock", timeout=0), _stoppable(str(parts)) as stop_if_asked:
-            options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, *columns.items()]
+            options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, classifier.long]
+            options += columns.items()
             run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
-            _check_manifest(parts, {"input": sha256(source), "run": run, "options": options, "shard": SHARD})
+            _check_manifest(parts, {"input": sha256(source), "run": run, "options": options, "shard": [SHARD, SHARD_SIZE]})
             answers = Answers(classifier, threshold, prefix, parts / "scores.sqlite")
             with closing(answers.database):
                 rows = read_inputs(table, columns)
@@ -159,10 +160,7 @@ def _label_shards(
     started, fresh = time.perf_counter(), 0
     bar = tqdm(total=1000, unit="‰", bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}")
     with bar:
-        for number in range(sys.maxsize):
-            shard = list(islice(rows, SHARD))
-            if not shard:
-                return labelled, rejected
+        for number, shard in enumerate(slices(rows, SHARD, SHARD_SIZE)):
             stop_if_asked()
             done = parts / f"{number:08}.rows"
             kept = [row for row in judge(shard, answers.classifier) if row.cells is not None]
@@ -183,6 +181,8 @@ def _label_shards(
             bar.update(int(1000 * table.done()) - bar.n)
             speed = fresh / (time.perf_counter() - started)
             bar.set_postfix_str(f" {labelled + rejected:,} rows, {rejected:,} rejected, {speed:,.0f} rows/s")
+            del shard, kept  # before the next rows are read
+    return labelled, rejected
 
 
 def _join(table: Table, shards: list[Path], parts: Path, target: Path) -> None:
@@ -206,7 +206,7 @@ def _stoppable(where: str) -> Iterator[Callable[[], None]]:
     def flag(signum, frame):
         came.append(signum)
         signal.signal(signum, signal.SIG_DFL)
-        message = f"{signal.Signals(signum).name}: stopping after these {SHARD:,} rows; a second signal stops at once"
+        message = f"{signal.Signals(signum).name}: stopping after at most {SHARD:,} rows; a second signal stops at once"
         print(f"\n{message}", file=sys.stderr, flush=True)
 
     def stop_if_asked() -> None:

@@ -21,11 +21,19 @@ from fintune import machine
 from fintune.errors import UserError
 from fintune.files import sha256
 from fintune.model.baichuan import as_llama
+from fintune.model.chat_date import freeze_date
 from fintune.model.kv_heads import set_key_value_heads
 
 
-def load_tokenizer(base: str, revision: str | None, chat_template_path: str | None = None) -> PreTrainedTokenizerBase:
+def load_tokenizer(
+    base: str, revision: str | None, chat_template_path: str | None = None, begun: Path | None = None
+) -> PreTrainedTokenizerBase:
     """The base's tokenizer, with the recipe's own chat template where it names one.
+
+    A chat template that asks for the date is given today's for good: the run's own copy of it states that date.
+
+    Args:
+        begun: folder of a run that goes on, from whose checkpoints the date is taken.
 
     Raises:
         UserError: the model is missing or gated.
@@ -40,6 +48,7 @@ def load_tokenizer(base: str, revision: str | None, chat_template_path: str | No
         if not Path(chat_template_path).is_file():
             raise UserError(f"{chat_template_path}: no such chat template; fix `chat_template_path` in the recipe")
         tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+    freeze_date(tokenizer, begun)
     return tokenizer
 
 
