@@ -47,9 +47,15 @@ def verified_result(folder: Path) -> dict:
 
 
 def fingerprint(result: dict) -> str:
-    """Hash of what a run answers by: its files, its labels in their order and its temperature."""
+    """Hash of what a run answers by: its files, its labels in their order, its temperature and its stages."""
     what = [result["files"], result["data"]["labels"], result["calibration"]["temperature"]]
+    what += result["model"].get("stages", [])
     return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def stage_names(result: dict) -> list[str]:
+    """Of a cascade, in the order they are asked; empty for a run of one model."""
+    return [stage["name"] for stage in result["model"].get("stages", [])]
 
 
 def caveat(result: dict) -> str | None:

@@ -53,6 +53,10 @@ class CascadeInput:
         """Of the first stage that could not read it, since any of them may have to."""
         return next((fault for encoder in self._encoders if (fault := encoder.fault(given))), None)
 
+    def is_cut(self, given: Input) -> bool:
+        """Whether any stage would not read a text's end."""
+        return any(encoder.is_cut(given) for encoder in self._encoders)
+
 
 class CascadeScorer:
     """Scores texts stage by stage, each stage seeing what those before it left; see `fintune.scoring.scorer.Scorer`.
