@@ -1,20 +1,12 @@
 """Every key of Hugging Face's classes has its effect, or is refused by name before a model loads."""
 
-import dataclasses
-import inspect
-
 import pytest
-import transformers
-import trl
 from conftest import ROOT, SMALL
 from transformers import TrainingArguments
 from trl import ModelConfig, SFTConfig
 
-from fintune.errors import UserError
 from fintune.model.encoder import EncoderArguments
-from fintune.recipe import refused
-from fintune.recipe.identity import PLACE_AND_DISPLAY
-from fintune.recipe.recipe import SECRETS, SftArguments, parse_recipe
+from fintune.recipe.recipe import SftArguments, parse_recipe
 
 pytestmark = pytest.mark.usefixtures("task_folder")
 BERT = str(ROOT / "configs/baselines/bert-base.yaml")

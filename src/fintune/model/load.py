@@ -12,7 +12,14 @@ import torch
 from huggingface_hub.errors import GatedRepoError
 from peft import PeftModel
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DebertaV2Tokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
 from trl import ModelConfig, SFTConfig, get_quantization_config
@@ -21,6 +28,7 @@ from fintune import machine
 from fintune.errors import UserError
 from fintune.files import sha256
 from fintune.model.baichuan import as_llama
+from fintune.model.deberta import with_own_normalizer
 from fintune.model.kv_heads import set_key_value_heads
 
 
@@ -39,6 +47,8 @@ def load_tokenizer(
     with missing_model(base):
         folder, revision = as_llama(base, revision)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
+    if isinstance(tokenizer, DebertaV2Tokenizer) and str(getattr(tokenizer, "vocab_file", None)).endswith(".model"):
+        tokenizer = with_own_normalizer(tokenizer)
     for key, token in (("eos_token", eos_token), ("pad_token", pad_token)):
         if token is not None:
             if token not in tokenizer.get_vocab():
@@ -206,6 +216,8 @@ def missing_model(base: str) -> Iterator[None]:
             raise
         if "gated repo" in text.lower() or isinstance(error.__cause__, GatedRepoError):
             remedy = f"it is gated: ask for access on https://huggingface.co/{base} and set HF_TOKEN"
+        elif "tiktoken" in text:  # what transformers asks for where it cannot read a SentencePiece vocabulary
+            remedy = "its vocabulary needs `pip install 'fintune[sentencepiece]'`"
         elif isinstance(error, SafetensorError) or "safetensors" in text:
             remedy = "it has no complete safetensors weights; fetch it again (pickled weights are never read)"
         elif isinstance(error, OSError):

@@ -79,7 +79,6 @@ TRACKIO = ("hub_private_repo", "project", "trackio_bucket_id", "trackio_space_id
 SAME = {("loss_type", "chunked_nll"), ("router_aux_loss_coef", 0.0)}  # as what is trained anyway
 
 BOUNDS = {  # key -> least, most
-    "distillation_temperature": (0, math.inf),
     "early_stopping_patience": (1, math.inf),
     "gradient_accumulation_steps": (1, math.inf),
     "label_smoothing_factor": (0, 1),
