@@ -24,9 +24,9 @@ from fintune.recipe.task import check_column_names
 
 MOST_LABELS = 100  # more different values are hardly classes
 FEWEST_ROWS = 10  # of a class: fewer do not reach training, validation and test
-# Tokens, estimated: with 45 of the other words a third of max_length 360 is left for the text
+# Tokens, as `tokens` estimates them: with 45 of the other words some 100 of max_length 360 are left for the text
 LONGEST_LABEL = 60  # more is hardly a class
-MOST_LISTED = 150  # of all labels in the instruction
+MOST_LISTED = 210  # of all labels in the instruction and the longest as the answer
 IMBALANCE = 3  # rows of the commonest class for each of the rarest, from which on weights are offered
 # what pandas reads as missing, and writes for it
 NO_LABELS = {"-1.#IND", "1.#QNAN", "1.#IND", "-1.#QNAN", "#N/A N/A", "#N/A", "N/A", "n/a", "NA", "<NA>", "#NA"}
@@ -84,7 +84,7 @@ def prepare(
     write_csv(table, [("text", "label", *columns), *rows])
     sources = {"text": text, "label": label, **columns}
     origin = f"{file.name!r} ({', '.join(f'{name}: {column!r}' for name, column in sources.items())})"
-    listed = sum(map(tokens, counts)) + len(counts) <= MOST_LISTED
+    listed = sum(map(tokens, counts)) + len(counts) + max(map(tokens, counts)) <= MOST_LISTED
     answers = 'one of: {{ labels | join("; ") }}' if listed else "its label alone"
     template = TEMPLATE.format(
         task=task, answers=answers, columns="".join(f"{name}: {{{{ {name} }}}}\n" for name in columns)

@@ -76,7 +76,7 @@ ENCODER = TRAINER | {
 }
 TRACKIO = ("hub_private_repo", "project", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id")
 
-SAME = {("loss_type", "chunked_nll"), ("router_aux_loss_coef", 0.0)}  # as what is trained anyway
+SAME = {"loss_type": "chunked_nll", "router_aux_loss_coef": 0.0}  # as what is trained anyway
 
 BOUNDS = {  # key -> least, most
     "early_stopping_patience": (1, math.inf),
@@ -137,7 +137,7 @@ def check_keys(
 
     for key, why in refused_keys(script, values).items():
         value = getattr(values, key)
-        refuse(key, why, value is not None and value != defaults[key] and (key, value) not in SAME)
+        refuse(key, why, value not in (None, defaults[key], SAME.get(key)))
     for key, (least, most) in BOUNDS.items():
         value, range_ = getattr(values, key, None), f"{least} or more" if most == math.inf else f"{least} to {most}"
         refuse(key, f"it takes {range_}", value is not None and not least <= value <= most)

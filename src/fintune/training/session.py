@@ -56,7 +56,9 @@ def check_optimizer(args: TrainingArguments) -> None:
         optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
         get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, args.lr_scheduler_kwargs)
     except (ImportError, TypeError, ValueError) as error:
-        raise UserError(f"`optim` {args.optim}, `lr_scheduler_type` {args.lr_scheduler_type}: {error}") from error
+        raise UserError(
+            f"`optim` {args.optim.value}, `lr_scheduler_type` {args.lr_scheduler_type.value}: {error}"
+        ) from error
 
 
 def start(recipe: Recipe, data: TaskData, example: str) -> None:
