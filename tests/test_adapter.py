@@ -110,7 +110,7 @@ END, PAD = "<|im_end|>", "<|endoftext|>"
 TOKENS = {  # eos_token, pad_token of the base, what is said, the flags that mend it
     "pad is the end": (END, END, r"equals the end token, <\|im_end\|>; set --pad_token '<\|endoftext\|>'"),
     "no pad": (END, None, r"there is no padding token; set --pad_token '<\|endoftext\|>'"),
-    "no turn ends in it": (PAD, PAD, r"equals the end token, .* a turn with <\|im_end\|>; set --eos_token '<\|im_end\|>' "),
+    "no turn ends in it": (PAD, PAD, r"equals the end token, .* a turn with .*; set --eos_token '<\|im_end\|>' "),
     "neither": (PAD, None, r"no padding token, and .*; set --eos_token '<\|im_end\|>' --pad_token '<\|endoftext\|>'"),
 }  # fmt: skip
 MENDED = {

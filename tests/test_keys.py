@@ -192,3 +192,21 @@ def test_a_linear_model_refuses_what_it_does_not_read():
     ):
         with pytest.raises(UserError, match=message):
             main(["data/toy.yaml", str(ROOT / recipe.format(name)), "--report_to", "none", *flags])
+
+
+@pytest.mark.parametrize(
+    "stated, message",
+    [
+        (
+            "{hidden_size: 32, num_attention_heads: 2}",
+            "num_attention_heads is 2, no multiple of num_key_value_heads, 32",
+        ),
+        ("{hiden_size: 32}", "hiden_size: not keys of Qwen3Config"),
+        ("{vocab_size: 99}", "vocab_size: not keys"),
+        ("{hidden_size: wide}", "`tiny_config`: .*hidden_size"),
+    ],
+)
+def test_a_tiny_model_that_cannot_be_is_refused(stated, message):
+    Path("over.yaml").write_text(f"tiny_config: {stated}\n")
+    with pytest.raises(UserError, match=message):
+        script("train_sft").main(["data/toy.yaml", "small.yaml", "over.yaml", *SMALL])
