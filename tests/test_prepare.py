@@ -208,6 +208,7 @@ KINDS = {
 }
 
 
+@pytest.mark.usefixtures("one_thread")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_prepare_promises_trains(kind, prepare, tmp_path, capsys):
     labels, listed = KINDS[kind]
