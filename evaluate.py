@@ -14,7 +14,7 @@ from pathlib import Path
 from fintune import machine
 from fintune.data.load import SPLITS, load_data
 from fintune.errors import UserError, run
-from fintune.model.load import load_model, load_tokenizer, model_summary
+from fintune.model.load import load_model, load_tokenizer, model_summary, tokenizer_keys
 from fintune.model.prompt import Prompt
 from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
@@ -78,7 +78,7 @@ def zero_shot(target: str, task_path: str, split: str, flags: list[str]) -> None
     machine.check_fits(model_name, recipe.run_args.min_gpu_gib, training_args.use_cpu)
     data = load_data(recipe.task)
     base, recipe.weights = find_model(model_name, model_args.model_revision, recipe.run_args.wheel)
-    tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
+    tokenizer = load_tokenizer(base, model_args.model_revision, **tokenizer_keys(training_args))
     prompt = Prompt(recipe.task, tokenizer, training_args.max_length)
     model = load_model(model_args, base, training_args.device, recipe.run_args.key_value_heads)
     model.requires_grad_(False)  # nothing is trained here

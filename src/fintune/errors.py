@@ -18,8 +18,8 @@ EXTRAS = {
     "prometheus_client": "serve",
     "ray": "ray",
     "bitsandbytes": "qlora",
-    "sentencepiece": "baichuan",
-    "google": "baichuan",  # protobuf, which sentencepiece reads model files with
+    "sentencepiece": "sentencepiece",
+    "google": "sentencepiece",  # protobuf, which sentencepiece reads model files with
     "openpyxl": "xlsx",
     "wandb_workspaces": "report",
     "matplotlib": "ablations",
@@ -105,6 +105,8 @@ def missing_module(error: ImportError) -> str | None:
         module = error.name.split(".")[0].replace("-", "_")
     else:
         found = re.search(rf"\b({'|'.join(EXTRAS)})\b", str(error)) if error.name is None else None
+        if error.name is None and not found:  # of a library, in its own words
+            return " ".join(str(error).split())[:MOST_CHARACTERS]
         module = found[1] if found else "fintune"
     if module == "fintune":
         return None

@@ -20,6 +20,7 @@ from transformers import HfArgumentParser, TrainingArguments
 from fintune.errors import UserError
 from fintune.recipe.identity import PLACE_AND_DISPLAY, identity
 from fintune.recipe.layers import LENGTH, merge_layers, read_layer
+from fintune.recipe.refused import check_keys
 from fintune.recipe.task import TASK_KEYS, Task, make_task, task_yaml
 
 SECRETS = ("hub_token", "push_to_hub_token")  # a recipe is copied into every run and its log
@@ -167,7 +168,8 @@ def parse_recipe(
         raise UserError("no recipe given; the first argument is a task's YAML, such as data/sentiment.yaml")
 
     parser = _Parser(classes, allow_abbrev=False, add_help=False)
-    actions = {action.dest: action for action in parser._actions}
+    actions = {action.dest: action for action in reversed(parser._actions)}  # of two the one that is no `--no_...`
+    defaults = {key: action.default for key, action in actions.items()}
     known = [*actions, *TASK_KEYS, "script"]
     overrides, origin = {}, {}
     for path in paths:
@@ -207,6 +209,11 @@ def parse_recipe(
                 name += f"-seed{flagged.seed}"
     if stated.keys() & set(LENGTH) and "min_steps" not in stated and overrides.pop("min_steps", None):
         parser.set_defaults(min_steps=0)
+    if training_class is not OutputArguments:
+        # a run's own recipe was checked when it was trained
+        checked = actions if script else stated
+        trainer = "train_sft.py" if model_class else "train_cls.py"
+        check_keys(trainer, flagged, defaults, origin | dict.fromkeys(stated, "command line"), checked)
     if "output_dir" not in values:
         parser.set_defaults(output_dir=f"runs/{task.task}/{name}")
     try:

@@ -9,7 +9,7 @@ from fintune.errors import UserError
 from fintune.model.embedding import load_embedder
 from fintune.model.encoder import EncoderArguments, EncoderInput
 from fintune.model.linear import LinearArguments
-from fintune.model.load import base_fingerprint, load_model, load_tokenizer, missing_model
+from fintune.model.load import base_fingerprint, load_model, load_tokenizer, missing_model, tokenizer_keys
 from fintune.model.prompt import Prompt
 from fintune.model.wheel import find_model
 from fintune.recipe.layers import TINY
@@ -54,7 +54,7 @@ def _label_scorer(folder: Path, recipe: Recipe, result: dict) -> LabelScorer:
     name, revision = model_args.model_name_or_path, model_args.model_revision
     base = str(folder / "base") if name == TINY else find_model(name, revision, recipe.run_args.wheel)[0]
     _check_base(folder, "adapter", base, revision, result)
-    tokenizer = load_tokenizer(str(folder), revision, training_args.chat_template_path)
+    tokenizer = load_tokenizer(str(folder), revision, **tokenizer_keys(training_args))
     model = load_model(model_args, base, training_args.device, recipe.run_args.key_value_heads, folder)
     return LabelScorer(model, Prompt(recipe.task, tokenizer, training_args.max_length))
 
@@ -82,7 +82,6 @@ def _encoder_scorer(folder: Path, recipe: Recipe, result: dict) -> EncoderScorer
             folder,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
     if missing := sorted(loading["missing_keys"]):
