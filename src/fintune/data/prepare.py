@@ -92,7 +92,7 @@ def prepare(
         made = read_task(Path(trial, f"data/{task}.yaml"))
         data = load_data(made)
         print(*audit.lines(audit.audit(made, data)), sep="\n")
-    print("repeats are kept, each cluster of them in one split")
+    print("repeats are kept, each in one split, and so are near-duplicates where no cluster of them had to be cut")
     print(f"splits: {data.summary()['rows']}; {data.clean.count(False)} test rows are also in training")
     write_all(root, contents)
     print(f"written: {', '.join(sorted(names))}; edit the template, then `make train-{task}`")
