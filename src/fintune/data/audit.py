@@ -23,13 +23,13 @@ ODD = {  # what a text holds, by a pattern that finds it
 
 def audit(task: Task, data: TaskData) -> dict:
     """Counts over all splits; near-duplicates share 0.6 of their word pairs, see fintune/data/near_duplicates.py;
-    their clusters are those of all rows, also where `train_share` leaves some out, and whole ones where they were cut. Rows with the same text and other
-    columns are no repeats, no leak and no contradiction: they are different questions.
+    their clusters are those of all rows, also where `train_share` leaves some out, and whole where they were cut. Rows
+    with the same text and other columns are no repeats, no leak and no contradiction: they are different questions.
 
     Returns:
         rows: split -> label -> rows; repeats: kind -> rows that repeat an earlier one; leaked: kind -> test rows that
-        are in train or validation too; cut: clusters that were and, of all `rows` of them, those `apart`, of which a
-        near-duplicate stands in another split; contradictions: texts, once normalised, with several labels; odd: what ->
+        are in train or validation too; cut: clusters that were and, of all `rows` of them, those `apart`, of whose
+        cluster another split has some too; contradictions: texts, once normalised, with several labels; odd: what ->
         rows; characters: median and most of a text.
     """
     splits = {split: list(rows) for split, rows in data.splits.items()}
@@ -105,9 +105,9 @@ def lines(found: dict) -> list[str]:
     ]
     if (cut := found["cut"])["clusters"]:
         said.append(
-            f"audit: {cut['clusters']:,} clusters of near-duplicates ({cut['rows']:,} rows) are cut: each held more than "
-            f"twice a split's share of a class, whose other rows were too few. {cut['apart']:,} of the rows have one of "
-            "their cluster in another split, so texts of another kind are harder than this test."
+            f"audit: {cut['clusters']:,} clusters of near-duplicates ({cut['rows']:,} rows) are cut: each held more "
+            f"than twice a split's share of a class, whose other rows were too few. {cut['apart']:,} of the rows have "
+            "one of their cluster in another split, so texts of another kind are harder than this test."
         )
     return said
 

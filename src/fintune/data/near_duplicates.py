@@ -81,13 +81,16 @@ def near_pairs(texts: list[str], threshold: float = THRESHOLD, mask_digits: bool
     rare = _rarest(features, size - np.ceil(threshold * size - 1e-9).astype(int) + 1)
     work = rare @ np.bincount(rare.indices, minlength=rare.shape[1])  # texts met through each rare word pair
     exact = bool(work @ size.astype(float) <= EXACT)
-    found = np.empty(0, dtype=np.int64)
+    found, fresh = np.empty(0, dtype=np.int64), []
     for one, other in _meeting(rare, work) if exact else _of_equal_hashes(features):
         likely = np.minimum(size[one], size[other]) >= threshold * np.maximum(size[one], size[other])
         one, other = one[likely], other[likely]
         shared = _shared(features, one, other)
         near = shared >= threshold * (size[one] + size[other] - shared)
-        found = np.union1d(found, one[near].astype(np.int64) * len(forms) + other[near])
+        fresh.append(one[near].astype(np.int64) * len(forms) + other[near])
+        if sum(map(len, fresh)) > len(found) + BLOCK:  # the index finds many pairs more than once
+            found, fresh = np.unique(np.concatenate([found, *fresh])), []
+    found = np.unique(np.concatenate([found, *fresh]))
     return NearPairs(form, np.stack(np.divmod(found, len(forms))), exact)
 
 

@@ -29,8 +29,8 @@ def soft_rows(task: Task, splits: dict[str, list[dict]], held_out: set[str]) -> 
 
     Returns:
         (rows, counts): a row has `text`, in a task with columns `columns`, `probabilities` in label id order (their
-        sum is 1), `label` (the id of the most likely one), `file`, `line`, `chain` and `cluster`. Counts are `rows` of the
-        file and, of those left out, `unlabelled` (predict rejected them), `abstained` and `near_held_out`.
+        sum is 1), `label` (the id of the most likely one), `file`, `line`, `chain` and `cluster`. Counts are `rows` of
+        the file and, of those left out, `unlabelled` (predict rejected them), `abstained` and `near_held_out`.
 
     Raises:
         UserError: the file is missing, lacks a column, holds a row that cannot be read, without text or with
