@@ -40,7 +40,7 @@ def soft_rows(task: Task, splits: dict[str, list[dict]], held_out: set[str]) -> 
     others = [(split, row) for split in ("validation", "test") for row in splits[split]]
     everything = rows + [row for _, row in others]
     pairs = near_pairs([row["text"] for row in everything])
-    mark_clusters(task, everything, pairs)
+    mark_clusters(everything, pairs, [])  # nothing is split off
     held = np.array([False] * len(rows) + [split in held_out for split, _ in others])
     kept = [row for row, near in zip(rows, pairs.near(held)[: len(rows)].tolist(), strict=True) if not near]
     counts["near_held_out"] = len(rows) - len(kept)

@@ -13,9 +13,8 @@ from fintune.recipe.task import Task
 CUTS = (0.7, 0.8, 0.9)  # overlaps at which a cluster that takes too much is cut, one after the other
 
 
-def mark_clusters(task: Task, rows: list[dict], pairs: NearPairs) -> None:
+def mark_clusters(rows: list[dict], pairs: NearPairs, shares: list[float]) -> None:
     """Give each row its `chain`, equal for near-duplicates, and its `cluster`, the part of it that stays together."""
-    shares = [task.split[split] for split in ("validation", "test")]
     chains = pairs.clusters()
     for row, chain, cluster in zip(rows, chains.tolist(), cut(rows, chains, shares).tolist(), strict=True):
         row["chain"], row["cluster"] = chain, cluster
@@ -33,13 +32,14 @@ def cut(rows: list[dict], clusters: np.ndarray, shares: list[float]) -> np.ndarr
         shares: of the rows, for each split that is to be taken from them.
     """
     groups, labels = clusters.astype(np.int64), np.array([row["label"] for row in rows])
+    most, needed = 2 * min(shares, default=1), sum(shares)
     texts = [row["text"] for row in rows]
     for overlap in (*CUTS, None):
         size, large = np.bincount(groups)[groups], np.zeros(len(rows), dtype=bool)
         for label, count in Counter(labels.tolist()).items():
             own = labels == label
-            fits = own & (size <= 2 * min(shares) * count)
-            if fits.sum() < sum(shares) * count:
+            fits = own & (size <= most * count)
+            if fits.sum() < needed * count:
                 large |= np.isin(groups, groups[own & ~fits])
         for group in np.unique(groups[large]):
             at = np.flatnonzero(groups == group)
@@ -63,16 +63,16 @@ def split_rows(task: Task, rows: dict[str, list[dict]]) -> dict[str, list[dict]]
     """
     everything = [row for split in rows.values() for row in split]
     pairs = near_pairs([row["text"] for row in everything])
-    mark_clusters(task, everything, pairs)
+    shares = {split: task.split[split] for split in ("validation", "test") if split not in rows}
+    mark_clusters(everything, pairs, list(shares.values()))
 
     rows = dict(rows)
-    shares = {split: task.split[split] for split in ("validation", "test") if split not in rows}
     whole = "all" if "all" in rows else "train"
     start = sum(len(rows[split]) for split in list(rows)[: list(rows).index(whole)])
     pool = rows.pop(whole)
     inside = pairs.within(start, start + len(pool)).clusters()  # test rows link no training rows
     members: dict[int, list[dict]] = {}
-    for row, group in zip(pool, cut(pool, inside, list(shares.values())) if shares else inside, strict=True):
+    for row, group in zip(pool, cut(pool, inside, list(shares.values())), strict=True):
         members.setdefault(int(group), []).append(row)
 
     def place(group: list[dict]) -> tuple[str, str]:
