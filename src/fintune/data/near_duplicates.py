@@ -10,7 +10,7 @@ from scipy.sparse.csgraph import connected_components
 from fintune.data.same_text import pieces
 
 THRESHOLD = 0.6  # Jaccard overlap of word pairs from which on two texts are near-duplicates
-EXACT = 2**32  # word pairs to look at for the exact answer, a minute's work; beyond it the index answers
+EXACT = 2**32  # word pairs to look at for the exact answer; beyond it the index answers
 BLOCK = 2**23  # of them at a time: 200 MB
 # Of the index: two texts are compared where BAND smallest hashes of theirs are equal in one of BANDS draws, at an
 # overlap of 0.6 with a probability of 1 - (1 - 0.6^3)^30 = 99.9 %
