@@ -96,7 +96,7 @@ MUTANTS = [
     (
         "near-duplicates spread over the splits",
         "src/fintune/data/splits.py",
-        "members.setdefault(int(cluster), []).append(row)",
+        "members.setdefault(int(group), []).append(row)",
         "members.setdefault(len(members), []).append(row)",
         "tests/test_data.py",
     ),

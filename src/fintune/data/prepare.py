@@ -98,10 +98,11 @@ def prepare(
             write_text(Path(trial, name), content)
         made = read_task(Path(trial, f"data/{task}.yaml"))
         data = load_data(made)
-        print(*audit.lines(audit.audit(made, data)), sep="\n")
+        found = audit.audit(made, data)
+        print(*audit.lines(found), sep="\n")
     if not listed:
         print(f"instruction: {len(counts)} labels are too long a list for it; a model learns them from the rows")
-    print("repeats are kept, each cluster of them in one split")
+    print("repeats are kept, each cluster of them in one split" + ", cut ones aside" * bool(found["cut"]["clusters"]))
     print(f"splits: {data.summary()['rows']}; {data.clean.count(False)} test rows are also in training")
     write_all(root, contents)
     print(f"written: {', '.join(sorted(names))}; edit the template, then `make train-{task}`")

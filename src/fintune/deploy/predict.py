@@ -56,8 +56,6 @@ def predict(
         if table.about:
             print(f"{source}: {table.about}", file=sys.stderr)
     threshold = find_threshold(calibration, abstain_below, target_accuracy)
-    if target_accuracy is not None:
-        print(f"abstains below a confidence of {threshold:.4f}", file=sys.stderr)
 
     if engine == "ray":
         from fintune.deploy.fleet import label_folder  # pip install 'fintune[ray]'
@@ -98,13 +96,17 @@ def find_columns(columns: list[str], renamed: dict[str, str]) -> dict[str, str]:
 
 
 def find_threshold(calibration: dict, abstain_below: float, target_accuracy: float | None) -> float:
-    """The confidence below which a run abstains.
+    """The confidence below which a run abstains; where it does, standard error says what that promises.
 
     Raises:
         UserError: both are given, or the accuracy is beyond what the run reached on its validation rows.
     """
-    from fintune.scoring.calibration import check_threshold, threshold_for  # loads scikit-learn
+    from fintune.scoring.calibration import check_threshold, threshold_for, threshold_line  # loads scikit-learn
 
     if abstain_below and target_accuracy is not None:
         raise UserError("--abstain-below and --target-accuracy: give one of them")
-    return check_threshold(abstain_below) if target_accuracy is None else threshold_for(calibration, target_accuracy)
+    given = target_accuracy is None
+    threshold = check_threshold(abstain_below) if given else threshold_for(calibration, target_accuracy)
+    if threshold or not given:
+        print(threshold_line(calibration, threshold), file=sys.stderr)
+    return threshold

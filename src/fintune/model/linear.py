@@ -17,7 +17,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import FunctionTransformer
 
 from fintune.data.inputs import Input, columns_of, text_of
-from fintune.data.splits import URL
+from fintune.data.same_text import URL
 from fintune.model.embedding import Embedder, load_embedder
 from fintune.model.load import model_summary
 from fintune.recipe.recipe import RunArguments
