@@ -26,11 +26,13 @@ def predict(
     delimiter: str | None = None,
     encoding: str | None = None,
     columns: Iterable[str] = (),
+    base: Path | None = None,
 ) -> int:
     """Label a file, standard input (`source` is -) or, with the engine `ray`, a folder; for the rest see the command.
 
     Args:
         columns: `ticker=Symbol` for a column of the run that the input calls otherwise.
+        base: see `Classifier.from_pretrained`.
 
     Returns:
         The exit code: 3 where rows were rejected, else 0.
@@ -65,12 +67,13 @@ def predict(
         if said := caveat(result):  # the actors' own standard error is not shown
             print(f"{run_dir}: {said}", file=sys.stderr)
         run = run_fingerprint(run_dir, names, calibration)
-        labelled, rejected = label_folder(run_dir, run, source, output, text_column, threshold, prefix, columns)
+        options = text_column, threshold, prefix, columns, base
+        labelled, rejected = label_folder(run_dir, run, source, output, *options)
         print(f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected", file=sys.stderr)
         return 3 if rejected else 0
 
     with redirect_stdout(sys.stderr):  # standard output is for answers
-        classifier = Classifier.from_pretrained(run_dir)
+        classifier = Classifier.from_pretrained(run_dir, base=base)
     if streaming:
         labelled, rejected = label_stream(classifier, threshold, prefix, text_column, columns, encoding)
     else:
