@@ -56,6 +56,10 @@ class Stopped(Exception):
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Run a `main` on the command line and exit with what it returns or 0, 2 (`UserError`) or 128 + signal."""
     _prepare_streams()
+    if (
+        os.path.expanduser("~") == "~"
+    ):  # an unknown user without HOME: libraries would raise, or make a folder called ~
+        os.environ["HOME"] = "/nonexistent"
     quiet_libraries()
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
         # of several processes (accelerate launch) the first one speaks
@@ -82,9 +86,12 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except Exception as error:
         if any(words in str(error) for words in ("No space left", "disk is full")) and not isinstance(error, OSError):
             error = OSError(errno.ENOSPC, "")  # safetensors, torch and SQLite raise their own kinds for it
-        if not isinstance(error, OSError) or error.errno is None:
+        if type(error).__module__ == "sqlite3":
+            message, code = f"error: the scores kept in OUTPUT.parts: {error}; check its disk, or remove it", 2
+        elif isinstance(error, OSError) and error.errno is not None:
+            message, code = f"error: {in_words(error)}", 2
+        else:
             raise
-        message, code = f"error: {in_words(error)}", 2
     _say_last(message)
     sys.exit(code)
 

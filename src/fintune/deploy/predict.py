@@ -1,5 +1,6 @@
 """What `fintune predict` does: everything that can be wrong is found before a model is loaded."""
 
+import os
 import sys
 from collections.abc import Iterable
 from contextlib import redirect_stdout
@@ -10,6 +11,7 @@ from fintune.deploy.classifier import Classifier
 from fintune.deploy.label_file import label_file, open_table, run_fingerprint
 from fintune.deploy.stream import label_stream
 from fintune.errors import UserError
+from fintune.files import check_writable
 from fintune.results.verify import caveat, read_result
 
 
@@ -42,6 +44,8 @@ def predict(
         Stopped: SIGTERM or SIGINT came.
     """
     streaming = source == "-"
+    if streaming and getattr(sys.stdout, "name", "") == os.devnull:  # see `fintune.errors.run`
+        raise UserError("standard output is closed, and the answers go there; redirect it, as in > labelled.jsonl")
     if streaming == (output is not None):
         raise UserError("a file needs -o OUTPUT; with -, answers go to standard output and -o is not allowed")
     if engine == "ray" and (streaming or spreadsheet_safe or delimiter or encoding):
@@ -55,6 +59,8 @@ def predict(
         if Path(source).is_dir():
             raise UserError(f"{source}: is a folder; --engine ray labels the .parquet files in it, or name one file")
         table = open_table(Path(source), Path(output), text_column, names, prefix, delimiter, encoding, columns)
+        for place in (Path(output).parent, Path(f"{output}.parts")):
+            check_writable(place)
         if table.about:
             print(f"{source}: {table.about}", file=sys.stderr)
     threshold = find_threshold(calibration, abstain_below, target_accuracy)

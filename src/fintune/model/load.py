@@ -94,7 +94,15 @@ def load_adapter(model: PreTrainedModel, adapter: Path, base: str) -> PeftModel:
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             return PeftModel.from_pretrained(model, adapter)
-        except (UserWarning, RuntimeError, ValueError, TypeError, LookupError, AttributeError, SafetensorError) as error:
+        except (
+            UserWarning,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            SafetensorError,
+        ) as error:
             why = f"{type(error).__name__}: {error}"
             raise UserError(f"{adapter}: its adapter does not fit {base}: {why}; train the run again") from error
 

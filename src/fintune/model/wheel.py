@@ -66,7 +66,7 @@ def _converted(model: str, wheel: dict) -> Path:
         )
     if source.suffix != ".gguf":
         return source.parent
-    target = Path(HF_HOME) / "fintune" / f"{wheel['package']}-{wheel['version']}-{found[:12]}"
+    target = Path(HF_HOME).expanduser() / "fintune" / f"{wheel['package']}-{wheel['version']}-{found[:12]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():
