@@ -39,8 +39,8 @@ def check_writable(folder: Path) -> None:
     Raises:
         UserError: it cannot: no permission, a read-only or a full disk, no inodes, or a file in the folder's place.
     """
-    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
     try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(b"x")
     except OSError as error:
@@ -54,8 +54,13 @@ def check_readable(folder: Path) -> None:
         UserError: one cannot.
     """
     for path in (folder, *sorted(folder.rglob("*"))) if folder.is_dir() else ():
-        if (path.is_file() or path.is_dir()) and not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
-            raise UserError(f"{path}: cannot be read: permission denied; give this user access to it")
+        try:
+            if path.is_dir():
+                os.listdir(path)
+            elif path.is_file():
+                path.open("rb").close()
+        except OSError as error:
+            raise UserError(f"cannot read {in_words(error, path)}") from error
 
 
 def modes_of_umask(folder: Path) -> None:

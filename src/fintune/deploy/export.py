@@ -64,8 +64,8 @@ def inputs_to_check(run_dir: Path) -> list[Input]:
     """256 texts of the run's test split, and where it has fewer, several joined, with the columns of the first.
 
     Raises:
-        UserError: there is none, or a line is not what an evaluation writes: a run of an earlier version has no hash of
-            the file.
+        UserError: there is none, or a line is not what an evaluation writes, as in a run of an earlier version, which
+            has no hash of the file.
     """
     path = run_dir / "predictions.jsonl"
     try:

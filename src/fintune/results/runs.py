@@ -125,7 +125,7 @@ def read_runs(folder: Path) -> tuple[list[Run], list[LeftOut]]:
                 left_out.append(LeftOut(where, printable(str(error))))
                 folders.clear()
                 continue
-        if (here / "staging").is_dir() and "metrics.json" in files:
+        if "metrics.json" in files and any((here / "staging").glob("*")):
             reason = "a newer result whose save was interrupted; the older one counts"
             left_out.append(LeftOut(f"{where}/staging", reason))
         checkpoints = any(
