@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fintune.errors import UserError, in_words
-from fintune.files import check_readable, faults, finish_move
+from fintune.files import faults, finish_move
 
 SCHEMA = 2  # of metrics.json; a run of another one is refused
 SCRIPTS = ("train_sft.py", "train_cls.py", "train_linear.py")
@@ -55,8 +55,11 @@ def verified_result(folder: Path) -> dict:
     """
     result = read_result(folder)
     _refuse_odd(folder, _of_model(result))
-    check_readable(folder)
-    for name, what in faults(folder, result["files"]):
+    try:
+        wrong = list(faults(folder, result["files"]))
+    except OSError as error:
+        raise UserError(f"cannot read {in_words(error)}") from error
+    for name, what in wrong:
         raise UserError(f"{folder}/{name}: {what}; copy the run's folder whole, or train it again")
     for name in _added(folder, result["files"]):
         raise UserError(f"{folder}/{name}: was not saved with the run, and may change its answers; move it elsewhere")
