@@ -19,7 +19,7 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from fintune.errors import UserError
 from fintune.recipe.identity import PLACE_AND_DISPLAY, identity
-from fintune.recipe.layers import LENGTH, merge_layers, read_layer
+from fintune.recipe.layers import LENGTH, absolute_model, merge_layers, read_layer
 from fintune.recipe.refused import check_keys
 from fintune.recipe.task import TASK_KEYS, Task, make_task, task_yaml
 
@@ -193,7 +193,7 @@ def parse_recipe(
     parser.set_defaults(**{key: _typed(actions[key], value, origin[key]) for key, value in values.items()})
     for action in actions.values():
         action.required = action.required and action.dest not in values and action.dest != "output_dir"
-    name = "-".join(path.stem for path in paths[1:]) or paths[0].parent.name
+    name = "-".join(path.stem for path in paths[1:]) or paths[0].resolve().parent.name
     task = make_task({key: overrides[key] for key in TASK_KEYS if key in overrides}, origin["task"])
     flagged, unknown = parser.parse_known_args(flags)
     if unknown:
@@ -222,6 +222,9 @@ def parse_recipe(
         raise
     except Exception as error:  # each argument class refuses values by errors of its own kinds
         raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
+    for args in (run_args, *model_args):
+        if name_or_path := getattr(args, "model_name_or_path", None):  # of a flag, as seen from here
+            args.model_name_or_path = overrides["model_name_or_path"] = absolute_model(name_or_path, Path.cwd())
     recipe = Recipe(task, name, overrides.get("script"), overrides, stated, run_args, training_args, *model_args)
     _check_soft_labels(recipe)
     return recipe

@@ -51,6 +51,9 @@ class LabelMetrics(evaluate.Metric):
     def __init__(self):
         super().__init__(keep_in_memory=True)
 
+    def _build_data_dir(self):
+        return self._data_dir_root  # not made: nothing is kept there, and there may be no home that it could lie in
+
     def _info(self):
         return evaluate.MetricInfo(
             description=_DESCRIPTION,

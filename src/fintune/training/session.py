@@ -13,6 +13,7 @@ from fintune import machine
 from fintune.data import audit
 from fintune.data.load import TaskData
 from fintune.errors import UserError
+from fintune.files import check_writable
 from fintune.model.load import is_sharded
 from fintune.recipe.recipe import Recipe
 from fintune.training import tracking
@@ -29,14 +30,16 @@ EVALUATIONS = 10  # at most, of a run that `min_steps` lengthens
 
 
 def check_machine(recipe: Recipe, model: str) -> None:
-    """Refuse what this machine cannot train, before anything of it is downloaded.
+    """Refuse what this machine cannot train or keep, before anything of it is downloaded.
 
     Args:
         model: its name, for the message.
 
     Raises:
-        UserError: too little GPU memory is free, several GPUs are visible to one process, or see `check_optimizer`.
+        UserError: too little GPU memory is free, several GPUs are visible to one process, the run's folder cannot be
+            written, or see `check_optimizer`.
     """
+    check_writable(recipe.folder)
     machine.check_fits(model, recipe.run_args.min_gpu_gib, recipe.training_args.use_cpu)
     machine.check_one_gpu(recipe.training_args.n_gpu)
     check_optimizer(recipe.training_args)

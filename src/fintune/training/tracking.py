@@ -297,5 +297,5 @@ def has_key(host: str) -> bool:
         return True
     try:
         return netrc.netrc(Path("~/.netrc").expanduser()).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
         return False
