@@ -29,24 +29,28 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
         push: repository on the Hub that it is sent to, such as me/sentiment.
 
     Raises:
-        UserError: `target` exists, `run_dir` is not a finished run, what was written answers otherwise
-            than the run, or the Hub does not take it.
+        UserError: `target` or its `.partial` exists, `run_dir` is not a finished run, what was written answers
+            otherwise than the run, or the Hub does not take it.
     """
-    if target.exists():
-        raise UserError(f"{target}: already exists; name a new folder")
+    check_new(target)
     result = read_result(run_dir)
-    classifier = Classifier.from_pretrained(run_dir, merge=False)
-    texts = inputs_to_check(run_dir)
     staging = target.with_name(target.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
+    try:
+        staging.mkdir(parents=True)
+    except FileExistsError as error:
+        remedy = "remove it if it is of an export that was killed, or name another folder"
+        raise UserError(f"{staging}: already exists; {remedy}") from error
 
     try:
+        classifier = Classifier.from_pretrained(run_dir, merge=False)
+        texts = inputs_to_check(run_dir)
         _, expected = classifier(texts)
         classifier.scorer.save_merged(staging, run_dir)
         check = compare(classifier, staging, texts, expected)
         print(f"{check['same']} of {check['rows']} labels equal, probabilities to {check['largest_difference']:.1e}")
         stated, encoder = read_layer(run_dir / "recipe.yaml"), classifier.scorer.encoder
         write_card(staging, result, stated, encoder, push or target.name, bool(push), check)
+        check_new(target)  # again: it took minutes
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -54,6 +58,11 @@ def export(run_dir: Path, target: Path, push: str | None) -> None:
     print(f"written: {target}")
     if push:
         push_to_hub(target, push)
+
+
+def check_new(target: Path) -> None:
+    if target.exists():
+        raise UserError(f"{target}: already exists; name a new folder")
 
 
 def inputs_to_check(run_dir: Path) -> list[Input]:

@@ -46,13 +46,16 @@ def predict(
         raise UserError("--engine ray labels a folder of Parquet files, without options for text files")
     if streaming and delimiter:
         raise UserError("--delimiter: lines of standard input are texts, not cells; leave it out")
+    if streaming and spreadsheet_safe:
+        raise UserError("--spreadsheet-safe: answers on standard output are JSON, not CSV; leave it out")
     result = read_result(run_dir)
     names, calibration = result["data"]["labels"], result["calibration"]
     columns = find_columns(result["data"].get("columns", []), named_columns(columns))
     if engine == "local" and not streaming:
         if Path(source).is_dir():
             raise UserError(f"{source}: is a folder; --engine ray labels the .parquet files in it, or name one file")
-        table = open_table(Path(source), Path(output), text_column, names, prefix, delimiter, encoding, columns)
+        files, options = (Path(source), Path(output)), (prefix, spreadsheet_safe, delimiter, encoding, columns)
+        table = open_table(*files, text_column, names, *options)
         if table.about:
             print(f"{source}: {table.about}", file=sys.stderr)
     threshold = find_threshold(calibration, abstain_below, target_accuracy)
@@ -74,7 +77,6 @@ def predict(
     if streaming:
         labelled, rejected = label_stream(classifier, threshold, prefix, text_column, columns, encoding)
     else:
-        files, options = (Path(source), Path(output)), (prefix, spreadsheet_safe, delimiter, encoding, columns)
         labelled, rejected = label_file(classifier, run_dir, *files, text_column, threshold, *options)
     where = f" (see the column {prefix}rejected)" if rejected else ""
     if output and Path(f"{output}.rejected.jsonl").exists():
