@@ -159,6 +159,7 @@ def find_delimiter(lines: list[str], usual: str, text_column: str) -> str:
     gives most records as many cells as the header, then the one that gives most columns.
     """
     csv.field_size_limit(LINE_CHARACTERS)
+    lines = [re.sub(r"[\r\n](?=.)", " ", line) for line in lines]  # a stray one, which the reader takes for an error
     best, most = usual, (False, 0.0, 1)
     for delimiter in sorted(DELIMITERS, key=lambda delimiter: delimiter != usual):
         try:

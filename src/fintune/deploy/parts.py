@@ -24,7 +24,7 @@ class Parts:
     `rejected.jsonl`, no shard is read any more: these two are moved to their places, and the rest is deleted.
 
     Attributes:
-        places: name in the folder -> where it goes; the labelled file is the last.
+        places: name in the folder -> where it goes, the labelled file last: where it is, everything is.
     """
 
     def __init__(self, target: Path):
@@ -39,8 +39,11 @@ class Parts:
             UserError: the folder is not one of these, or one of the places is taken.
         """
         manifest = self._read()
-        for place in self.places.values():
+        for place in reversed(self.places.values()):
             if place.exists() and "joined" not in manifest:
+                if not manifest and self.folder.exists():  # empty: killed as it was about to be removed
+                    with suppress(UserError), self.locked():
+                        pass
                 raise UserError(f"{place}: already exists; remove it, or name another output")
 
     @contextmanager
