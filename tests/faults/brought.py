@@ -191,7 +191,7 @@ def files_people_bring(fault: Fault) -> None:
         what, named = fault_of_file(file, place)
         target = target.with_suffix(".csv") if target.suffix.lower() == ".xlsx" else target
         if not what:
-            counts = label_file(classifier, linear_run(), place, target, "text", 0.0, encoding=file.encoding)
+            counts = label_file(classifier, linear_run(), place, target, "text", 0.0, "new_", encoding=file.encoding)
             if counts != (ROWS, 0) or read_to_label(target, file.encoding) != file.rows:
                 what = f"labelled: {counts}, {target}"
         refused += named is not None

@@ -19,6 +19,7 @@ HEAD_LINES = 100  # from which the delimiter is found
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 SIGNS = "=+-@"  # with which a formula begins in a spreadsheet (OWASP, CSV injection)
+SEPARATORS = ",;\t\r\n"  # at which some spreadsheet splits, by its locale and the file's name
 NUMBER = re.compile(
     r"[+-]?([0-9]{1,3}([ ,.'\u00a0\u202f][0-9]{2,3})+([.,][0-9]*)?|[0-9]+([.,][0-9]*)?|[.,][0-9]+)"
     r"(e[+-]?[0-9]+)?\s*%?",
@@ -191,7 +192,7 @@ def defused(cell: object, delimiter: str) -> object:
     """
     if not isinstance(cell, str):
         return cell
-    pieces = re.split(r"([;,\t\r\n])" if delimiter == ";" else r"([;\t\r\n])", cell)
+    pieces = re.split(f"([{SEPARATORS.replace(delimiter, '')}])", cell)
     if cell.startswith(("\t", "\r", "\n")):  # which spreadsheets skip
         pieces[0] = "'"
     return "".join("'" + piece if is_formula(piece) else piece for piece in pieces)
