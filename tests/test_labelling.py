@@ -230,6 +230,16 @@ def test_an_output_that_appears_meanwhile_is_kept(label, begun, tmp_path, monkey
     assert label() == (40, 10)
 
 
+def test_where_nothing_can_be_written_is_known_before_the_model_loads(tmp_path, run, label, monkeypatch):
+    words = ["predict", str(run), str(tmp_path / "in.csv"), "-o"]
+    with pytest.raises(UserError, match=r"in\.csv: nothing can be written there; name an output elsewhere"):
+        command([*words, str(tmp_path / "in.csv/out.csv")])
+    monkeypatch.setattr("os.access", lambda *args: False)  # root may write anywhere
+    with pytest.raises(UserError, match="nothing can be written there"):
+        command([*words, str(tmp_path / "new/out.csv")])
+    assert [path.name for path in tmp_path.iterdir()] == ["in.csv"]
+
+
 def test_damaged_scores_are_named(label, begun):
     (begun / "scores.sqlite").write_bytes(b"no database " * 100)
     with pytest.raises(UserError, match=r"scores\.sqlite: is damaged .*; remove it, then the same command goes on"):

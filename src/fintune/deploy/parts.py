@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -33,11 +34,14 @@ class Parts:
         self._manifest, self._begun = self.folder / "manifest.json", ""
 
     def check(self) -> None:
-        """See that nothing of the user's would be written over.
+        """See that nothing of the user's would be written over, and that there is a place to write to.
 
         Raises:
-            UserError: the folder is not one of these, or one of the places is taken.
+            UserError: the folder is not one of these, one of the places is taken, or nothing can be written there.
         """
+        there = next(parent for parent in self.folder.absolute().parents if parent.exists())
+        if not (there.is_dir() and os.access(there, os.W_OK | os.X_OK)):
+            raise UserError(f"{there}: nothing can be written there; name an output elsewhere")
         manifest = self._read()
         for place in reversed(self.places.values()):
             if place.exists() and "joined" not in manifest:
@@ -53,20 +57,21 @@ class Parts:
         Raises:
             UserError: another run holds it.
         """
-        lock = self.folder / "lock"
+        lock = FileLock(self.folder / "lock", timeout=0)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with FileLock(lock, timeout=0):
-                try:
-                    yield
-                finally:
-                    if not self._manifest.exists():
-                        lock.unlink(missing_ok=True)
-                        with suppress(OSError):  # it holds what is not ours
-                            self.folder.rmdir()
-        except Timeout as error:
+            lock.acquire()
+        except (Timeout, FileNotFoundError) as error:  # the latter: it has just ended, and removed the folder
             message = f"{self.folder}: another run is writing it; wait for that one, or name another output"
             raise UserError(message) from error
+        try:
+            yield
+        finally:
+            if not self._manifest.exists():
+                Path(lock.lock_file).unlink(missing_ok=True)
+                with suppress(OSError):  # it holds what is not ours
+                    self.folder.rmdir()
+            lock.release()
 
     def begin(self, manifest: dict) -> None:
         """Write down what is labelled with what, or see that it was begun with the same.
@@ -163,10 +168,10 @@ class Parts:
             if manifest.keys() >= KEYS:
                 return manifest
         except FileNotFoundError:
-            if not self.folder.exists():
-                return {}
-            held = [path for path in self.folder.iterdir() if path.name != "manifest.json.part"]
-            if all(path.name == "lock" and not path.stat().st_size for path in held):  # killed as it began or ended
+            held = []
+            with suppress(FileNotFoundError):  # no folder, or it is just being removed
+                held = [path for path in self.folder.iterdir() if path.name != "lock" or path.stat().st_size]
+            if {path.name for path in held} <= {"manifest.json.part"}:  # killed as it began or ended
                 return {}
         except (OSError, ValueError, AttributeError):
             pass
