@@ -29,9 +29,8 @@ def kills_at_every_file_event(fault: Fault) -> None:
         for number, text in enumerate(HEADLINES[:22])
     ]
     (folder / "in.csv").write_text("text,id\n" + "\n".join(lines) + "\n,empty\n")
-    code, output = finish(
-        start([sys.executable, str(Path(__file__).with_name("file_events.py")), str(linear_run()), str(folder)])
-    )
+    words = [sys.executable, str(Path(__file__).with_name("file_events.py")), str(linear_run()), str(folder)]
+    code, output = finish(start(words), seconds=1800)
     assert code == 0, output[-2000:]
     for line in output.splitlines():
         if line.startswith("{"):
