@@ -25,7 +25,21 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from faults import checkpoints, disk, files, folders, headlines, hub, places, recipes, service, tracking, weights
+from faults import (
+    brought,
+    checkpoints,
+    disk,
+    files,
+    folders,
+    headlines,
+    hub,
+    labelling,
+    places,
+    recipes,
+    service,
+    tracking,
+    weights,
+)
 from faults.shared import Fault
 from fintune import machine
 from fintune.files import write_text
@@ -42,6 +56,11 @@ def kinds(runs: list[Path]) -> dict[str, tuple[str, str, Callable[[Fault], None]
     """
     return {
         "kills": ("kill -9 during training", "ends bit for bit as without it", checkpoints.kills),
+        "labelling": (
+            "kill -9 at every file event of a labelling",
+            "the same command ends byte for byte as without it",
+            labelling.kills_at_every_file_event,
+        ),
         "damage": (
             "a checkpoint's file deleted, truncated or one bit flipped; a changed recipe",
             "refused by name",
@@ -80,6 +99,11 @@ def kinds(runs: list[Path]) -> dict[str, tuple[str, str, Callable[[Fault], None]
         ),
         "recipes": ("recipes of random YAML", "parsed, or refused in one line; no code runs", recipes.random_yaml),
         "files": ("damaged data files", "every row as written, or the line is named", files.spoilt_files),
+        "brought": (
+            "files people bring: encodings, delimiters, formats, compression, line ends, endings",
+            "every row as written, or refused with the encoding to state; labelled, all rows come out",
+            brought.files_people_bring,
+        ),
         "weights": (
             "runs with pickled, truncated or foreign weights",
             "refused; nothing is unpickled, no remote code runs",

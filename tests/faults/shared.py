@@ -88,9 +88,9 @@ def start(command: list[str], **environment: str | None) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=merged)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code and output."""
-    out, _ = process.communicate(timeout=300)
+def finish(process: subprocess.Popen, seconds: int = 300) -> tuple[int, str]:
+    """Exit code and output of a process that may take so long."""
+    out, _ = process.communicate(timeout=seconds)
     return process.returncode, out.decode(errors="replace")
 
 

@@ -31,19 +31,22 @@ def export(run_dir: Path, target: Path, push: str | None, base: Path | None = No
         base: see `Classifier.from_pretrained`.
 
     Raises:
-        UserError: `target` exists, `run_dir` is not a finished run, what was written answers otherwise
-            than the run, or the Hub does not take it.
+        UserError: `target` or its `.partial` exists, `run_dir` is not a finished run, what was written answers
+            otherwise than the run, or the Hub does not take it.
     """
-    if target.exists():
-        raise UserError(f"{target}: already exists; name a new folder")
+    check_new(target)
     check_writable(target.parent)
     result = read_result(run_dir)
-    classifier = Classifier.from_pretrained(run_dir, merge=False, base=base)
-    texts = inputs_to_check(run_dir)
     staging = target.with_name(target.name + ".partial")
-    shutil.rmtree(staging, ignore_errors=True)  # of an export that was killed
+    try:
+        staging.mkdir(parents=True)
+    except FileExistsError as error:
+        remedy = "remove it if it is of an export that was killed, or name another folder"
+        raise UserError(f"{staging}: already exists; {remedy}") from error
 
     try:
+        classifier = Classifier.from_pretrained(run_dir, merge=False, base=base)
+        texts = inputs_to_check(run_dir)
         _, expected = classifier(texts)
         classifier.scorer.save_merged(staging, run_dir)
         check = compare(classifier, staging, texts, expected)
@@ -51,6 +54,7 @@ def export(run_dir: Path, target: Path, push: str | None, base: Path | None = No
         stated, encoder = read_layer(run_dir / "recipe.yaml"), classifier.scorer.encoder
         write_card(staging, result, stated, encoder, push or target.name, bool(push), check)
         modes_of_umask(staging)
+        check_new(target)  # again: it took minutes
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
@@ -58,6 +62,11 @@ def export(run_dir: Path, target: Path, push: str | None, base: Path | None = No
     print(f"written: {target}")
     if push:
         push_to_hub(target, push)
+
+
+def check_new(target: Path) -> None:
+    if target.exists():
+        raise UserError(f"{target}: already exists; name a new folder")
 
 
 def inputs_to_check(run_dir: Path) -> list[Input]:

@@ -11,7 +11,6 @@ from fintune.deploy.classifier import Classifier
 from fintune.deploy.label_file import label_file, open_table, run_fingerprint
 from fintune.deploy.stream import label_stream
 from fintune.errors import UserError
-from fintune.files import check_writable
 from fintune.results.verify import caveat, read_result
 
 
@@ -52,15 +51,16 @@ def predict(
         raise UserError("--engine ray labels a folder of Parquet files, without options for text files")
     if streaming and delimiter:
         raise UserError("--delimiter: lines of standard input are texts, not cells; leave it out")
+    if streaming and spreadsheet_safe:
+        raise UserError("--spreadsheet-safe: answers on standard output are JSON, not CSV; leave it out")
     result = read_result(run_dir)
     names, calibration = result["data"]["labels"], result["calibration"]
     columns = find_columns(result["data"].get("columns", []), named_columns(columns))
     if engine == "local" and not streaming:
         if Path(source).is_dir():
             raise UserError(f"{source}: is a folder; --engine ray labels the .parquet files in it, or name one file")
-        table = open_table(Path(source), Path(output), text_column, names, prefix, delimiter, encoding, columns)
-        for place in (Path(output).parent, Path(f"{output}.parts")):
-            check_writable(place)
+        files, options = (Path(source), Path(output)), (prefix, spreadsheet_safe, delimiter, encoding, columns)
+        table = open_table(*files, text_column, names, *options)
         if table.about:
             print(f"{source}: {table.about}", file=sys.stderr)
     threshold = find_threshold(calibration, abstain_below, target_accuracy)
@@ -81,7 +81,6 @@ def predict(
     if streaming:
         labelled, rejected = label_stream(classifier, threshold, prefix, text_column, columns, encoding)
     else:
-        files, options = (Path(source), Path(output)), (prefix, spreadsheet_safe, delimiter, encoding, columns)
         labelled, rejected = label_file(classifier, run_dir, *files, text_column, threshold, *options)
     where = f" (see the column {prefix}rejected)" if rejected else ""
     if output and Path(f"{output}.rejected.jsonl").exists():
