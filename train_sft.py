@@ -39,7 +39,8 @@ def main(argv: list[str]) -> None:
             base = build_tiny(
                 recipe.folder / "staging/base", task, inputs_of(data.splits["train"]), run_args, training_args
             )
-    tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path, session.begun(recipe))
+    revision, begun = model_args.model_revision, session.begun(recipe)
+    tokenizer = load_tokenizer(base, revision, training_args.chat_template_path, begun)
     prompt = Prompt(task, tokenizer, training_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"], data.class_weights(task))
     eval_dataset = prompt.training_rows(data.splits["validation"])

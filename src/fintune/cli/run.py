@@ -63,8 +63,8 @@ def predict(
     long: Annotated[
         Literal["cut", "split"],
         typer.Option(
-            help="Of a text longer than the model reads: its beginning alone, or all of it in overlapping windows whose "
-            "log-probabilities are averaged."
+            help="How a text longer than the model reads is read: its beginning alone, or all of it in overlapping "
+            "windows whose log-probabilities are averaged."
         ),
     ] = "cut",
     delimiter: Delimiter = None,
@@ -72,10 +72,10 @@ def predict(
 ) -> int:
     """Label a file, lines as they come, or a folder on a cluster.
 
-    Every row gets a label, a confidence and a probability for each label. A row that cannot be labelled keeps its
-    place, with the reason in the column `rejected`; `truncated` says whether the end of its text was not read; lines that are no rows are written to OUTPUT.rejected.jsonl. An
-    interrupted command goes on when it is typed again. Exit code 3: done, but some rows were rejected. A run that
-    reads columns beside the text takes them from the input, from standard input as JSON lines.
+    Every row gets a label, a confidence, a probability for each label, and whether its text was truncated. A row that
+    cannot be labelled keeps its place, with the reason in the column `rejected`; lines that are no rows are written to
+    OUTPUT.rejected.jsonl. An interrupted command goes on when it is typed again. Exit code 3: done, but some rows were
+    rejected. A run that reads columns beside the text takes them from the input, from standard input as JSON lines.
 
     \b
     Examples:

@@ -121,7 +121,9 @@ class Csv(Cells):
                     taken.append(item)
                     characters += len(item[1])
                     if characters > LINE_CHARACTERS and len(taken) > 1:
-                        raise csv.Error(f"a quote that is not closed within {LINE_CHARACTERS >> 20} million characters")
+                        raise csv.Error(
+                            f"a quote that is not closed within {LINE_CHARACTERS >> 20} million characters"
+                        )
                     yield item[1]
                 raise csv.Error(f"a quote that is not closed within {RECORD_LINES} lines")
 

@@ -196,7 +196,9 @@ def _content(path: Path, member: str) -> bytes:
         return path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         if (size := archive.getinfo(member).file_size) > MOST_UNPACKED:
-            raise UserError(f"{path}::{member}: unpacks to {size:,} bytes, over {MOST_UNPACKED:,}; fetch the right file")
+            raise UserError(
+                f"{path}::{member}: unpacks to {size:,} bytes, over {MOST_UNPACKED:,}; fetch the right file"
+            )
         return archive.read(member)  # no more than it says
 
 

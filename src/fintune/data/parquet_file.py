@@ -61,8 +61,8 @@ class Parquet:
                 max(unpacked, values) > ratio * column.total_compressed_size
             ):
                 raise UserError(
-                    f"{self.path}: column {column.path_in_schema!r} takes over {most >> 20} MiB at once when row group "
-                    f"{group} is unpacked; write it again with smaller row groups"
+                    f"{self.path}: column {column.path_in_schema!r} takes over {most >> 20} MiB at once when row "
+                    f"group {group} is unpacked; write it again with smaller row groups"
                 )
             total += max(unpacked, 8 * values)
         return max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, total)))

@@ -110,7 +110,9 @@ def label_file(
             options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, classifier.long]
             options += columns.items()
             run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
-            _check_manifest(parts, {"input": sha256(source), "run": run, "options": options, "shard": [SHARD, SHARD_SIZE]})
+            _check_manifest(
+                parts, {"input": sha256(source), "run": run, "options": options, "shard": [SHARD, SHARD_SIZE]}
+            )
             answers = Answers(classifier, threshold, prefix, parts / "scores.sqlite")
             with closing(answers.database):
                 rows = read_inputs(table, columns)
@@ -206,7 +208,9 @@ def _stoppable(where: str) -> Iterator[Callable[[], None]]:
     def flag(signum, frame):
         came.append(signum)
         signal.signal(signum, signal.SIG_DFL)
-        message = f"{signal.Signals(signum).name}: stopping after at most {SHARD:,} rows; a second signal stops at once"
+        message = (
+            f"{signal.Signals(signum).name}: stopping after at most {SHARD:,} rows; a second signal stops at once"
+        )
         print(f"\n{message}", file=sys.stderr, flush=True)
 
     def stop_if_asked() -> None:

@@ -109,7 +109,6 @@ class Batcher:
             for texts_of_one, answer in requests:
                 answer.done() or answer.set_result(scores[[rows[key_of(text)] for text in texts_of_one]])
 
-
     def _probabilities_and_cut(self, texts: list[Input]) -> np.ndarray:
         """(texts, labels + 1): the probabilities of each, and 1 where its end was not read."""
         return np.column_stack([self.classifier(texts)[1], self.classifier.truncated(texts)])
@@ -132,9 +131,9 @@ def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_
     """The service as an ASGI application.
 
     POST /classify takes {"text": "..."} or {"texts": [...]}, of a run with columns {"text": "...", "ticker": "..."} or
-    {"texts": [{...}, ...]}, and answers with label, confidence, probabilities by label, abstained and truncated (its end
-    was not read), for several texts as {"results": [...]} in their order. Errors are {"error": "one line"}: 408 a body that took too long, 413
-    too much for this service, 422 not what it takes, 429 too much right now.
+    {"texts": [{...}, ...]}, and answers with label, confidence, probabilities by label, abstained and truncated (its
+    end was not read), for several texts as {"results": [...]} in their order. Errors are {"error": "one line"}: 408 a
+    body that took too long, 413 too much for this service, 422 not what it takes, 429 too much right now.
     GET /healthz (with the run's columns and its caveat, where it has them), GET /metrics (Prometheus).
 
     Args:

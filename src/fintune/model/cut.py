@@ -63,4 +63,3 @@ def windows(encoder: Encoder, given: Input) -> list[Input]:
             break
         text = text[max(1, starts[len(starts) * 3 // 4] if starts else end) :].lstrip()
     return parts
-
