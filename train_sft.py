@@ -40,7 +40,8 @@ def main(argv: list[str]) -> None:
             base = build_tiny(
                 recipe.folder / "staging/base", task, inputs_of(data.splits["train"]), run_args, training_args
             )
-    tokenizer = load_tokenizer(base, model_args.model_revision, **tokenizer_keys(training_args))
+    begun = session.begun(recipe)
+    tokenizer = load_tokenizer(base, model_args.model_revision, **tokenizer_keys(training_args), begun=begun)
     prompt = Prompt(task, tokenizer, training_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"], data.class_weights(task))
     eval_dataset = prompt.training_rows(data.splits["validation"])

@@ -24,7 +24,8 @@ from fintune.errors import UserError
 
 COMMAND = [sys.executable, "-m", "fintune.cli", "predict"]
 PIPES = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
-NEW = ["label", "confidence", "probability_Up", "probability_Up or down", "probability_Down", "abstained", "rejected"]
+NEW = ["label", "confidence", "probability_Up", "probability_Up or down", "probability_Down", "abstained"]
+NEW += ["truncated", "rejected"]
 
 
 @pytest.fixture

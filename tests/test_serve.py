@@ -59,12 +59,15 @@ def test_simultaneous_requests_are_scored_together_and_each_gets_its_own(serve, 
     for text, answer in zip(HEADLINES, answers, strict=True):
         assert labelled_as(classifier, answer.json(), text)
         assert answer.json()["abstained"] == (answer.json()["confidence"] < 0.9)
+        assert answer.json()["truncated"] is classifier.truncated(text)
     for text, result in zip(HEADLINES[::-1], many.json()["results"], strict=True):
         assert labelled_as(classifier, result, text)
+    long = httpx.post(f"{address}/classify", json={"text": "Oak cut its outlook. " * 300}).json()
+    assert long["truncated"] is True and labelled_as(classifier, long, "Oak cut its outlook. " * 300)
     assert httpx.get(f"{address}/healthz").json() == {"status": "ok", "labels": classifier.names, "waiting_texts": 0}
     metrics = httpx.get(f"{address}/metrics").text
-    assert f'fintune_requests_total{{status="200"}} {len(HEADLINES) + 1}.0' in metrics
-    assert f"fintune_texts_total {2 * len(HEADLINES)}.0" in metrics
+    assert f'fintune_requests_total{{status="200"}} {len(HEADLINES) + 2}.0' in metrics
+    assert f"fintune_texts_total {2 * len(HEADLINES) + 1}.0" in metrics
     calls = float(re.search(r"fintune_batch_texts_count (\S+)", metrics)[1])
     assert calls < len(HEADLINES) / 2  # together
 

@@ -64,16 +64,23 @@ def predict(
         Literal["local", "ray"],
         typer.Option(help="ray labels a folder on the cluster of RAY_ADDRESS, else on this machine's cores."),
     ] = "local",
+    long: Annotated[
+        Literal["cut", "split"],
+        typer.Option(
+            help="How a text longer than the model reads is read: its beginning alone, or all of it in overlapping "
+            "windows whose log-probabilities are averaged."
+        ),
+    ] = "cut",
     delimiter: Delimiter = None,
     encoding: Encoding = None,
     base: Base = None,
 ) -> int:
     """Label a file, lines as they come, or a folder on a cluster.
 
-    Every row gets a label, a confidence and a probability for each label. A row that cannot be labelled keeps its
-    place, with the reason in the column `rejected`; lines that are no rows are written to OUTPUT.rejected.jsonl. An
-    interrupted command goes on when it is typed again. Exit code 3: done, but some rows were rejected. A run that
-    reads columns beside the text takes them from the input, from standard input as JSON lines.
+    Every row gets a label, a confidence, a probability for each label, and whether its text was truncated. A row that
+    cannot be labelled keeps its place, with the reason in the column `rejected`; lines that are no rows are written to
+    OUTPUT.rejected.jsonl. An interrupted command goes on when it is typed again. Exit code 3: done, but some rows were
+    rejected. A run that reads columns beside the text takes them from the input, from standard input as JSON lines.
 
     \b
     Examples:
@@ -83,7 +90,7 @@ def predict(
     """
     from fintune.deploy.predict import predict
 
-    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding, column or (), base
+    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding, column or (), base, long
     return predict(run_dir, source, output, text_column, prefix, *options)
 
 

@@ -6,12 +6,11 @@ import re
 import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TextIO
 
-from fintune.data.rows import EMPTY_LINE, Row
-from fintune.data.text_file import LINE_CHARACTERS, TextFile, join_text
+from fintune.data.rows import CELL, EMPTY_LINE, Row
+from fintune.data.text_file import LINE_CHARACTERS, TextFile, head_of, join_text
 from fintune.errors import UserError
 
 RECORD_LINES = 1000  # of one record: an unterminated quote must not swallow the rest of the file
@@ -89,7 +88,7 @@ class Csv(Cells):
         self.file, self.text_column = file, text_column
         self.encoding, self.mark, self.end, self.compression = file.encoding, file.mark, file.end, file.compression
         self._lines = file.lines()
-        self._pending = deque(islice(self._lines, HEAD_LINES))
+        self._pending = deque(head_of(self._lines, HEAD_LINES))
         if self._pending and (hint := re.fullmatch(r"sep=(.)\s*", self._pending[0][1])):  # Excel's own hint
             self.preamble = self._pending.popleft()[1]
             delimiter = delimiter or hint[1]
@@ -120,7 +119,7 @@ class Csv(Cells):
             elif row.fault is None:
                 row.text = row.cells[at]
             if row.fault:
-                row.cells = None
+                row.cells, row.size = None, 0
             yield row
 
     def done(self) -> float:
@@ -132,12 +131,17 @@ class Csv(Cells):
         while True:
             taken = []
 
-            def feed(taken=taken):
+            def feed(taken=taken, characters=0):
                 while len(taken) < RECORD_LINES:
                     item = self._pending.popleft() if self._pending else next(self._lines, None)
                     if item is None:
                         return
                     taken.append(item)
+                    characters += len(item[1])
+                    if characters > LINE_CHARACTERS and len(taken) > 1:
+                        raise csv.Error(
+                            f"a quote that is not closed within {LINE_CHARACTERS >> 20} million characters"
+                        )
                     yield item[1]
                 raise csv.Error(f"a quote that is not closed within {RECORD_LINES} lines")
 
@@ -150,7 +154,9 @@ class Csv(Cells):
                 self._pending.extendleft(reversed(taken[1:]))
             else:
                 fault = next((fault for _, _, fault in taken if fault), None)
-                yield Row(taken[0][0], None if fault else cells, fault=fault)
+                size = sum(len(line) for _, line, _ in taken) + CELL * len(cells)
+                yield Row(taken[0][0], None if fault else cells, fault=fault, size=0 if fault else size)
+                del cells  # before the next record is read
 
 
 def find_delimiter(lines: list[str], usual: str, text_column: str) -> str:

@@ -1,18 +1,23 @@
 """Excel workbooks: the first sheet that holds rows, written as CSV."""
 
 import io
+import re
 import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator
 from datetime import date, datetime, time
 from pathlib import Path
+from typing import BinaryIO
 from xml.etree.ElementTree import ParseError
 
 from fintune.data.csv_file import Cells
-from fintune.data.rows import EMPTY_LINE, Row
+from fintune.data.rows import CELL, EMPTY_LINE, Row
 from fintune.errors import UserError
 
+MOST_ROWS = 2**20  # of a sheet, as in Excel
+ROW_BYTES = 2**24  # of XML, of which each takes some 20 in memory; a usual row has a thousand
+PART_BYTES = 2**28  # of what is read whole, as all texts of the workbook, each once
 BROKEN = (zipfile.BadZipFile, zlib.error, ParseError, KeyError, ValueError, EOFError, OSError, IndexError)
 
 
@@ -28,13 +33,13 @@ class Excel(Cells):
     def __init__(self, path: Path, text_column: str, content: bytes | None = None):
         import openpyxl  # pip install 'fintune[xlsx]'
 
+        source = path if content is None else io.BytesIO(content)
         self.path, self.text_column, self._read, self._most = path, text_column, 0, 1
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of parts that hold no cells
-                book = openpyxl.load_workbook(
-                    path if content is None else io.BytesIO(content), read_only=True, data_only=True
-                )
+                check_size(source, path)
+                book = openpyxl.load_workbook(source, read_only=True, data_only=True)
             for sheet in book.worksheets:
                 self._most = max(1, sheet.max_row or 1)
                 sheet.reset_dimensions()  # some programs write wrong ones, which would cut rows off
@@ -55,26 +60,61 @@ class Excel(Cells):
 
     def rows(self) -> Iterator[Row]:
         """Empty rows are counted where others follow; below the last one they are what formatting leaves behind."""
-        at, width, empty = self.columns.index(self.text_column), len(self.columns), []
+        at, width, below = self.columns.index(self.text_column), len(self.columns), 0
         try:
             for number, cells in self._values:
-                self._read = number
+                if number > MOST_ROWS:
+                    raise ValueError(f"a row {number:,}, where Excel has {MOST_ROWS:,}")
+                below = below or number
                 if all(cell is None for cell in cells):
-                    empty.append(Row(number, fault=EMPTY_LINE))
                     continue
-                yield from empty
-                empty.clear()
+                self._read = number
+                yield from (Row(empty, fault=EMPTY_LINE) for empty in range(below, number))
+                below = 0
                 if any(cell is not None for cell in cells[width:]):
                     yield Row(number, fault=f"{len(cells)} cells where the header has {width}")
                     continue
                 cells = [*cells[:width], *[None] * (width - len(cells))]
-                yield Row(number, [as_text(cell) for cell in cells], cells[at])
+                texts = [as_text(cell) for cell in cells]
+                yield Row(number, texts, cells[at], size=sum(map(len, texts)) + CELL * width)
         except BROKEN as error:
             raise UserError(f"{self.path}: damaged after row {self._read} ({error}); save it again") from error
 
     def done(self) -> float:
         """Share of the sheet's rows that were read."""
         return min(1.0, self._read / self._most)
+
+
+def check_size(source: Path | io.BytesIO, path: Path) -> None:
+    """Refuse a workbook that takes too much memory: its sheets are unpacked row by row, the rest whole.
+
+    Raises:
+        UserError: a row has over `ROW_BYTES`, or another part over `PART_BYTES`.
+    """
+    with zipfile.ZipFile(source) as archive:
+        for part in archive.infolist():
+            sheet, limit = part.filename.startswith("xl/worksheets/"), PART_BYTES
+            size = part.file_size
+            if sheet and size > ROW_BYTES:
+                limit = ROW_BYTES
+                with archive.open(part) as file:
+                    size = longest_row(file)
+            if size > limit and not part.filename.startswith("xl/media/"):  # which is not read
+                what = ("a row of " if sheet else "") + part.filename
+                raise UserError(f"{path}: {what} has over {limit >> 20} MiB when it is unpacked; save it as CSV")
+
+
+def longest_row(file: BinaryIO) -> int:
+    """Bytes from the beginning of a row to the next in a sheet's XML, at most; it is read up to one of `ROW_BYTES`."""
+    longest = start = read = 0
+    tail = b""
+    while longest <= ROW_BYTES and (chunk := file.read(2**20)):
+        for found in re.finditer(rb"<(\w+:)?row[\s/>]", tail + chunk):
+            row = read - len(tail) + found.start()
+            longest, start = max(longest, row - start), row
+        read += len(chunk)
+        longest, tail = max(longest, read - start), chunk[-100:]  # a tag may lie across two chunks
+    return longest
 
 
 def as_text(cell: object) -> str:

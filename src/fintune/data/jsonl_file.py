@@ -1,12 +1,12 @@
 """One JSON object a line: read, and written with columns added."""
 
 import json
+from collections import deque
 from collections.abc import Iterator
-from itertools import chain
 from pathlib import Path
 
-from fintune.data.rows import EMPTY_LINE, Row
-from fintune.data.text_file import LINE_CHARACTERS, TextFile, join_text
+from fintune.data.rows import CELL, EMPTY_LINE, Row
+from fintune.data.text_file import TextFile, head_of, join_text
 from fintune.errors import UserError
 
 HEAD_LINES = 1000  # in which the columns are looked for
@@ -22,11 +22,8 @@ class Jsonl:
     def __init__(self, file: TextFile, text_column: str):
         self.file, self.text_column = file, text_column
         self.about = "" if file.encoding == "utf-8" else file.encoding.upper()
-        self._lines, self._head, self._added = file.lines(), [], set()
-        characters = 0
-        while len(self._head) < HEAD_LINES and characters < LINE_CHARACTERS and (found := next(self._lines, None)):
-            self._head.append(found)
-            characters += len(found[1])
+        self._lines, self._added = file.lines(), set()
+        self._head = deque(head_of(self._lines, HEAD_LINES))
         rows = [self._row(*found) for found in self._head]
         self.columns = list(dict.fromkeys(column for row in rows if row.cells for column in json.loads(row.cells)))
         told = [row for row in rows if row.fault != EMPTY_LINE]
@@ -41,7 +38,10 @@ class Jsonl:
             )
 
     def rows(self) -> Iterator[Row]:
-        return (self._row(*found) for found in chain(self._head, self._lines))
+        while self._head:  # of which none is held any longer
+            yield self._row(*self._head.popleft())
+        for found in self._lines:
+            yield self._row(*found)
 
     def value(self, row: Row, column: str) -> object:
         return json.loads(row.cells).get(column)
@@ -54,8 +54,8 @@ class Jsonl:
         if fault:
             return Row(number, fault=fault)
         if self.text_column not in cells:
-            return Row(number, line.strip(), fault=f"no column {self.text_column!r}")
-        return Row(number, line.strip(), cells[self.text_column])
+            return Row(number, line.strip(), fault=f"no column {self.text_column!r}", size=len(line) + CELL)
+        return Row(number, line.strip(), cells[self.text_column], size=2 * (len(line) + CELL))
 
     def write(self, path: Path, rows: list[Row], added: list[dict]) -> None:
         with path.open("wb") as file:

@@ -27,6 +27,7 @@ from fintune.machine import hub_reachable
 from fintune.recipe.task import DataFile, Task
 
 SPLITS = ("train", "validation", "test")
+MOST_UNPACKED = 2**30  # bytes of a file in an archive, whose hash is known only when it is unpacked
 
 
 @dataclass
@@ -195,7 +196,11 @@ def _content(path: Path, member: str) -> bytes:
     if not member:
         return path.read_bytes()
     with zipfile.ZipFile(path) as archive:
-        return archive.read(member)
+        if (size := archive.getinfo(member).file_size) > MOST_UNPACKED:
+            raise UserError(
+                f"{path}::{member}: unpacks to {size:,} bytes, over {MOST_UNPACKED:,}; fetch the right file"
+            )
+        return archive.read(member)  # no more than it says
 
 
 def _checked(file: DataFile, content: bytes, where: str) -> bytes:

@@ -3,47 +3,92 @@
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fintune.data.rows import Row
+from fintune.data.rows import CELL, Row
+from fintune.data.text_file import LINE_CHARACTERS
 from fintune.errors import UserError
+
+BATCH_ROWS = 1024  # decoded at once, or fewer where by their mean they have over BATCH_BYTES
+BATCH_BYTES = 2**24
+UNPACKED = (2**28, 100)  # bytes of a column in a row group, and how many to one packed: beyond both it is refused
+TEXT = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
 
 
 class Parquet:
-    """A Parquet file; its columns keep their types."""
+    """A Parquet file; its columns keep their types.
+
+    Texts are read as dictionaries, so that one which stands in a million rows is held once, as in the file.
+    """
 
     about = ""
 
     def __init__(self, path: Path, text_column: str, content: bytes | None = None):
         self.path, self.text_column, self._read = path, text_column, 0
+        source = path if content is None else pa.BufferReader(content)
         try:
-            self._file = pq.ParquetFile(path if content is None else pa.BufferReader(content))
+            self._schema = pq.read_schema(source)
+            texts = [field.name for field in self._schema if any(is_kind(field.type) for is_kind in TEXT)]
+            self._file = pq.ParquetFile(source, read_dictionary=texts, buffer_size=2**20)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         except pa.ArrowException as error:
             raise UserError(f"{path}: not a complete Parquet file ({error}); fetch it again") from error
-        self.columns = self._file.schema_arrow.names
+        self.columns = self._schema.names
         if self.columns.count(text_column) == 1:
-            kind = self._file.schema_arrow.field(text_column).type
+            kind = self._schema.field(text_column).type
             kind = kind.value_type if pa.types.is_dictionary(kind) else kind
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
                 raise UserError(f"{path}: column {text_column!r} holds {kind}, not text; name another column")
+        self._batches = [self._batch_rows(group) for group in range(self._file.num_row_groups)]
+
+    def _batch_rows(self, group: int) -> int:
+        """How many rows of a row group are decoded at once.
+
+        Raises:
+            UserError: a column is made to fill the memory.
+        """
+        metadata = self._file.metadata.row_group(group)
+        total = 0
+        for number in range(metadata.num_columns):
+            column = metadata.column(number)
+            unpacked, values = column.total_uncompressed_size, column.num_values
+            most, ratio = UNPACKED
+            if max(unpacked, 8 * values / max(1, metadata.num_rows)) > most and (
+                max(unpacked, values) > ratio * column.total_compressed_size
+            ):
+                raise UserError(
+                    f"{self.path}: column {column.path_in_schema!r} takes over {most >> 20} MiB at once when row "
+                    f"group {group} is unpacked; write it again with smaller row groups"
+                )
+            total += max(unpacked, 8 * values)
+        return max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, total)))
 
     def rows(self) -> Iterator[Row]:
         try:
-            for batch in self._file.iter_batches(batch_size=1024):
-                texts = batch.column(self.text_column)
-                for at in range(len(batch)):
-                    self._read += 1
-                    row = Row(self._read, batch.slice(at, 1))
-                    try:
-                        row.text = texts[at].as_py()
-                    except UnicodeDecodeError:
-                        row.fault = "not UTF-8"
-                    yield row
+            for group, size in enumerate(self._batches):
+                for batch in self._file.iter_batches(batch_size=size, row_groups=[group]):
+                    yield from self._rows_of(batch)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.path}: damaged after row {self._read} ({error}); fetch it again") from error
+
+    def _rows_of(self, batch: pa.RecordBatch) -> Iterator[Row]:
+        texts = batch.column(self.text_column)
+        lengths, sizes = bytes_of(texts), sum(map(bytes_of, batch.columns))
+        for at in range(len(batch)):
+            self._read += 1
+            row = Row(self._read, batch.slice(at, 1), size=int(sizes[at] + lengths[at]) + CELL * len(self.columns))
+            try:
+                if lengths[at] > LINE_CHARACTERS:
+                    row.fault = f"a text of over {LINE_CHARACTERS >> 20} MiB"
+                else:
+                    row.text = texts[at].as_py()
+            except UnicodeDecodeError:
+                row.fault = "not UTF-8"
+            yield row
 
     def value(self, row: Row, column: str) -> object:
         return row.cells.column(column)[0].as_py()
@@ -53,28 +98,40 @@ class Parquet:
         return self._read / max(1, self._file.metadata.num_rows)
 
     def write(self, path: Path, rows: list[Row], added: list[dict]) -> None:
-        table = pa.Table.from_batches([row.cells for row in rows], self._file.schema_arrow)
+        table = pa.Table.from_batches([row.cells for row in rows], self._file.schema_arrow).cast(self._schema)
         for name, kind in self._added.items():
             table = table.append_column(name, pa.array([more[name] for more in added], kind))
         pq.write_table(table.combine_chunks(), path)
 
     def add_columns(self, names: list[str]) -> None:
-        """Label, confidence, probabilities, abstained, rejected.
+        """Label, confidence, probabilities, abstained, truncated, rejected.
 
         Raises:
             UserError: two columns of the file share a name, with which it cannot be written again.
         """
         if repeated := [name for name in self.columns if self.columns.count(name) > 1]:
             raise UserError(f"{self.path}: has {len(repeated)} columns {repeated[0]!r}; rename all but one of them")
-        kinds = [pa.string(), *[pa.float64()] * (len(names) - 3), pa.bool_(), pa.string()]
+        kinds = [pa.string(), *[pa.float64()] * (len(names) - 4), pa.bool_(), pa.bool_(), pa.string()]
         self._added = dict(zip(names, kinds, strict=True))
 
     def join(self, parts: list[Path], target: Path) -> int:
         """Returns how many rows the parts hold."""
-        schema = self._file.schema_arrow
+        schema = self._schema
         for name, kind in self._added.items():
             schema = schema.append(pa.field(name, kind))
         with pq.ParquetWriter(target, schema) as writer:
             for part in parts:
                 writer.write_table(pq.read_table(part, schema=schema))
         return pq.read_metadata(target).num_rows
+
+
+def bytes_of(array: pa.Array) -> np.ndarray:
+    """(rows,) bytes of each value, those of a dictionary's as if each were stored in its place."""
+    if pa.types.is_dictionary(array.type):
+        used, places = np.unique(array.indices.fill_null(-1), return_inverse=True)
+        return bytes_of(array.dictionary.take(pa.array(used, mask=used < 0)))[places]
+    if any(is_kind(array.type) for is_kind in TEXT):
+        return pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+    if pa.types.is_nested(array.type):
+        return np.array([array.slice(at, 1).nbytes for at in range(len(array))])
+    return np.full(len(array), 8)

@@ -130,6 +130,10 @@ def _columns_of_words(table: Table) -> list[str]:
     if not columns:
         return []
     table.text_column = columns[0]
-    rows = [row for row in islice(table.rows(), 50) if row.cells is not None]
-    words = {column: [len(str(table.value(row, column)).split()) for row in rows] for column in columns}
-    return [column for column in columns if rows and sum(words[column]) >= WORDS * len(rows)]
+    rows, words = 0, dict.fromkeys(columns, 0)
+    for row in islice(table.rows(), 50):  # none of which is kept: they may be long
+        if row.cells is not None:
+            rows += 1
+            for column in columns:
+                words[column] += len(str(table.value(row, column)).split())
+    return [column for column in columns if rows and words[column] >= WORDS * rows]

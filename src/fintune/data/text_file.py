@@ -8,7 +8,6 @@ import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +18,7 @@ from fintune.errors import UserError
 
 COMPRESSED = (".gz", ".zst")
 HEAD_BYTES = 2**16  # from which encoding and line ends are found
+HEAD_CHARACTERS = 2**20  # from which delimiter and columns are found
 LINE_CHARACTERS = 16 * 2**20  # of one line; longer ones are rejected without being held
 FEW = 5  # damaged lines are rejected one by one; more of them are a wrong encoding
 FOREIGN = {  # first bytes -> what such a file is
@@ -76,7 +76,7 @@ class TextFile:
                 number += 1
                 fault, rest = damage_of(line, self.encoding), line
                 while len(rest) == LINE_CHARACTERS and not rest.endswith(end):
-                    line, fault = "", f"a line of over {LINE_CHARACTERS >> 20} million characters"
+                    line, fault = "", too_long("line")
                     rest = text.readline(LINE_CHARACTERS)
                 yield number, line, fault
 
@@ -89,13 +89,17 @@ class TextFile:
             else:
                 return
         found = (line for line in self.lines() if damage_of(line[1], self.encoding))
-        damaged = list(islice(found, 1000))
-        count = len(damaged) + sum(1 for _ in found)
-        (number, _, fault), guess, reads = damaged[0], None, ""
+        (number, start, fault), guess, reads = next(found, (0, "", None)), None, ""
+        if not number:  # it is in a line that is too long, and rejected for that
+            return
+        count = 1
+        for _, line, _ in found:
+            count += 1
+            start += line[: max(0, HEAD_BYTES - len(start))]
         if self.encoding == "utf-8":
-            lines = [line.encode("utf-8", "surrogateescape") for _, line, _ in damaged]
-            guess = likely_encoding(b"".join(lines)[:HEAD_BYTES])
-            shown = guess and lines[0].decode(guess, "replace").strip()[:60]
+            head = start.encode("utf-8", "surrogateescape")
+            guess = likely_encoding(head[:HEAD_BYTES])
+            shown = guess and head.split(b"\n")[0].decode(guess, "replace").strip()[:60]
             reads = f" the file looks like {guess}, in which line {number} reads {shown!r}:" if guess else ""
         if strict:
             raise UserError(f"{self.path}:{number}: {fault};{reads} convert it, or set `encoding: {guess or '...'}`")
@@ -130,6 +134,20 @@ class TextFile:
             raise UserError(
                 f"{self.path}: its {kind} is damaged after line {line()} ({error}); fetch it again"
             ) from error
+
+
+def head_of(lines: Iterator[tuple[int, str, str | None]], most: int) -> list[tuple[int, str, str | None]]:
+    """The first lines of `TextFile.lines`: `most`, or fewer where they are long."""
+    head, characters = [], 0
+    while len(head) < most and characters < HEAD_CHARACTERS and (found := next(lines, None)):
+        head.append(found)
+        characters += len(found[1])
+    return head
+
+
+def too_long(what: str) -> str:
+    """Why a line, a record or a text of over `LINE_CHARACTERS` is rejected."""
+    return f"a {what} of over {LINE_CHARACTERS >> 20} million characters"
 
 
 def join_text(target: Path, compression: str, head: bytes, parts: list[Path]) -> None:

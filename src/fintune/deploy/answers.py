@@ -22,7 +22,7 @@ def added_columns(names: list[str], prefix: str) -> list[str]:
         prefix: put before each column's name.
     """
     probabilities = (f"probability_{name}" for name in names)
-    return [prefix + name for name in ("label", "confidence", *probabilities, "abstained", "rejected")]
+    return [prefix + name for name in ("label", "confidence", *probabilities, "abstained", "truncated", "rejected")]
 
 
 class Answers:
@@ -59,16 +59,17 @@ class Answers:
                 self.database.executemany(
                     "INSERT INTO scores VALUES (?, ?)", [(key, known[key].tobytes()) for key in new]
                 )
-        return [self._columns(known[key]) for key in keys]
+        cut = self.classifier.truncated(inputs)
+        return [self._columns(known[key], bool(lost)) for key, lost in zip(keys, cut, strict=True)]
 
     def of_rows(self, rows: list[Row]) -> list[dict]:
         """The columns of each row; one that cannot be labelled has only `rejected`, which says why."""
         found = iter(self([row.text for row in rows if row.fault is None]))
         return [self._rejected(row.fault) if row.fault else next(found) for row in rows]
 
-    def _columns(self, probabilities: np.ndarray) -> dict:
+    def _columns(self, probabilities: np.ndarray, truncated: bool) -> dict:
         label, confidence = self.classifier.names[probabilities.argmax()], float(probabilities.max())
-        values = [label, confidence, *map(float, probabilities), confidence < self.threshold, None]
+        values = [label, confidence, *map(float, probabilities), confidence < self.threshold, truncated, None]
         return dict(zip(self.columns, values, strict=True))
 
     def _rejected(self, reason: str) -> dict:

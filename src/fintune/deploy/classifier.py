@@ -4,6 +4,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from fintune.errors import UserError, quiet_libraries
 from fintune.results.verify import caveat, verified_result
 
 # scikit-learn and the model libraries take seconds to import: only `from_pretrained` and a call do
+
+Long = Literal["cut", "split"]
 
 
 class Classifier:
@@ -25,22 +28,26 @@ class Classifier:
         columns: what the model reads of a row beside its text.
         calibration: of the run's metrics.json; see fintune/scoring/calibration.py.
         scorer: the model; see fintune/scoring/scorer.py.
+        long: how a text of over `max_length` tokens is read; see `from_pretrained`.
         caveat: what whoever uses the answers must know first; None where there is nothing.
     """
 
-    def __init__(self, result: dict, scorer):
+    def __init__(self, result: dict, scorer, long: Long = "cut"):
         """
         Args:
             result: metrics.json of the run.
         """
         self.names, self.calibration, self.scorer = result["data"]["labels"], result["calibration"], scorer
+        self.long = long
         self.columns = result["data"].get("columns", [])  # absent from runs that were trained before there were any
         self.caveat = caveat(result)
         accuracy, rows = result["test"]["accuracy"], result["test"]["rows"]
         self._about = f"{result['task']}/{result['name']}, accuracy {accuracy:.4f} on {rows:,} test rows"
 
     @classmethod
-    def from_pretrained(cls, run_dir: str | Path, merge: bool = True, base: str | Path | None = None) -> "Classifier":
+    def from_pretrained(
+        cls, run_dir: str | Path, merge: bool = True, base: str | Path | None = None, long: Long = "cut"
+    ) -> "Classifier":
         """Load a run: its model with what that stands on, its templates and its temperature.
 
         A caveat is printed to standard error.
@@ -48,6 +55,8 @@ class Classifier:
         Args:
             merge: add an adapter to the weights where they are float32: exact to 1e-6, and a score half as long.
             base: folder of the model that the run was trained on, where that was moved since.
+            long: "cut" reads of a text of over `max_length` tokens only the beginning that fits; "split" reads all of
+                it in overlapping windows that fit, and averages the logarithms of their probabilities.
 
         Raises:
             UserError: the folder is not a finished run or holds other files than were saved, or its model belongs to
@@ -61,7 +70,7 @@ class Classifier:
             scorer = load_scorer(Path(run_dir), result, base=None if base is None else Path(base))
             if merge:
                 scorer.merge()
-        classifier = cls(result, scorer)
+        classifier = cls(result, scorer, long)
         if classifier.caveat:
             print(f"{run_dir}: {classifier.caveat}", file=sys.stderr)
         return classifier
@@ -90,11 +99,39 @@ class Classifier:
         for row, given in enumerate(inputs):
             if fault := self.fault(given):
                 raise UserError(f"text {row}: {fault}; {self.wanted}")
-        if self.columns:  # in the task's order, in which an encoder reads them
-            inputs = [{name: given[name] for name in ("text", *self.columns)} for given in inputs]
-        probabilities = scaled(self.scorer.probabilities(inputs), self.calibration["temperature"])
+        probabilities = scaled(self._raw(self._ordered(inputs)), self.calibration["temperature"])
         labels = [self.names[label] for label in probabilities.argmax(axis=1)]
         return (labels[0], probabilities[0]) if single else (labels, probabilities)
+
+    def _ordered(self, inputs: Iterable[Input]) -> list[Input]:
+        """The columns of each in the task's order, in which an encoder reads them."""
+        names = ("text", *self.columns)
+        return [{name: given[name] for name in names} if self.columns else given for given in inputs]
+
+    def _raw(self, inputs: list[Input]) -> np.ndarray:
+        """(texts, labels) probabilities without temperature."""
+        if self.long == "cut" or not inputs:
+            return self.scorer.probabilities(inputs)
+        from fintune.model.cut import windows
+
+        parts = [windows(self.scorer.encoder, given) for given in inputs]
+        scores = self.scorer.probabilities([part for several in parts for part in several])
+        starts = np.cumsum([0, *map(len, parts[:-1])])
+        logs = np.log(scores.clip(np.finfo(float).tiny))
+        means = np.add.reduceat(logs, starts) / np.array([[len(several)] for several in parts])
+        shares = np.exp(means - means.max(axis=1, keepdims=True))
+        return shares / shares.sum(axis=1, keepdims=True)
+
+    def truncated(self, texts: Input | Iterable[Input]) -> np.ndarray | bool:
+        """(texts,) whether the end of each is not read, being over `max_length` tokens; or of a single one.
+
+        Args:
+            texts: as in a call, all of them sound.
+        """
+        single = isinstance(texts, str | dict)
+        inputs, split = self._ordered([texts] if single else texts), self.long == "split"
+        found = [not split and self.scorer.encoder.is_cut(given) for given in inputs]
+        return found[0] if single else np.array(found, dtype=bool)
 
     def fault(self, given: object) -> str | None:
         """Why something cannot be labelled; None where it can."""

@@ -16,7 +16,7 @@ import ray
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 from ray.data import ActorPoolStrategy
 
-from fintune.deploy.classifier import Classifier
+from fintune.deploy.classifier import Classifier, Long
 from fintune.deploy.label_file import label_file
 from fintune.errors import UserError
 
@@ -33,6 +33,7 @@ def label_folder(
     prefix: str,
     columns: dict[str, str] | None = None,
     base: Path | None = None,
+    long: Long = "cut",
 ) -> tuple[int, int]:
     """Label every .parquet file of `source` into the file of the same name in `target`; existing files are kept.
 
@@ -46,6 +47,7 @@ def label_folder(
         prefix: put before the added columns' names.
         columns: what the run reads beside the text -> the files' column; see `label_file`.
         base: where the run's base is, which every node must see at that path; see `Classifier.from_pretrained`.
+        long: how a text of over `max_length` tokens is read; see `Classifier.from_pretrained`.
 
     Returns:
         (labelled, rejected) rows of all files, also those of earlier calls, counted in what was written.
@@ -61,7 +63,7 @@ def label_folder(
     if not files:
         raise UserError(f"{source}: no .parquet file in it; name the folder that holds them")
     options = (text_column, threshold, prefix)
-    _check_run(target, [*run, *options, *(columns or {}).items()], begun=bool(existing))
+    _check_run(target, [*run, *options, long, *(columns or {}).items()], begun=bool(existing))
     todo = sorted(set(files) - {name for name in existing if not _interrupted(target, name)})
     print(f"{len(files):,} files, {len(files) - len(todo):,} of them done before", file=sys.stderr)
     failed = []
@@ -78,6 +80,7 @@ def label_folder(
                 options,
                 columns,
                 base and str(base.resolve()),
+                long,
             ),
             batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1),
@@ -104,11 +107,12 @@ class Labeller:
         options: tuple,
         columns: dict[str, str] | None,
         base: str | None = None,
+        long: Long = "cut",
     ):
         self.run_dir, self.source, self.target = Path(run_dir), source, target
         self.options, self.columns = options, columns
         with redirect_stdout(sys.stderr):
-            self.classifier = Classifier.from_pretrained(self.run_dir, base=base)
+            self.classifier = Classifier.from_pretrained(self.run_dir, base=base, long=long)
 
     def __call__(self, batch: dict) -> dict:
         [name] = batch["file"]

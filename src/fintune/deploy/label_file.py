@@ -11,14 +11,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
-from itertools import islice
 from pathlib import Path
 
 from tqdm.auto import tqdm
 
 from fintune.data.csv_file import Cells
 from fintune.data.jsonl_file import json_line
-from fintune.data.rows import Row
+from fintune.data.rows import Row, slices
 from fintune.data.tables import Table, check_column, check_columns, ending, read_inputs, read_table
 from fintune.data.text_file import join_text
 from fintune.deploy.answers import Answers, added_columns, judge
@@ -28,6 +27,7 @@ from fintune.errors import Stopped, UserError
 from fintune.files import sha256, write_whole
 
 SHARD = 10_000  # rows read, labelled or rejected, between two points from which an interrupted run can go on
+SHARD_SIZE = 2**24  # of these rows, in characters, which take up to 4 bytes each; then a shard has fewer of them
 
 
 def open_table(
@@ -114,9 +114,10 @@ def label_file(
     parts = Parts(target)
     with parts.locked(), _stoppable(str(parts.folder)) as stop_if_asked:
         parts.check()  # again: another run may have ended meanwhile
-        options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, *columns.items()]
+        options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, classifier.long]
+        options += columns.items()
         run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
-        parts.begin({"input": begun_with, "run": run, "options": options, "shard": SHARD})
+        parts.begin({"input": begun_with, "run": run, "options": options, "shard": [SHARD, SHARD_SIZE]})
         if counts := parts.place():  # killed when all was done
             return counts
         with _scores(parts.folder / "scores.sqlite", classifier, threshold, prefix) as answers:
@@ -163,10 +164,7 @@ def _label_shards(
     started, fresh = time.perf_counter(), 0
     bar = tqdm(total=1000, unit="‰", bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}")
     with bar:
-        for number in range(sys.maxsize):
-            shard = list(islice(rows, SHARD))
-            if not shard:
-                return sizes, (labelled, rejected)
+        for number, shard in enumerate(slices(rows, SHARD, SHARD_SIZE)):
             stop_if_asked()
             kept = [row for row in judge(shard, answers.classifier) if row.cells is not None]
             lost = [{"line": row.line, "reason": row.fault} for row in shard if row.cells is None]
@@ -184,6 +182,8 @@ def _label_shards(
             bar.update(int(1000 * table.done()) - bar.n)
             speed = fresh / (time.perf_counter() - started)
             bar.set_postfix_str(f" {labelled + rejected:,} rows, {rejected:,} rejected, {speed:,.0f} rows/s")
+            del shard, kept  # before the next rows are read
+    return sizes, (labelled, rejected)
 
 
 def _join(table: Table, parts: Parts, sizes: list[tuple[int, int]], counts: tuple[int, int]) -> None:
@@ -217,7 +217,9 @@ def _stoppable(where: str) -> Iterator[Callable[[], None]]:
     def flag(signum, frame):
         came.append(signum)
         signal.signal(signum, signal.SIG_DFL)
-        message = f"{signal.Signals(signum).name}: stopping after these {SHARD:,} rows; a second signal stops at once"
+        message = (
+            f"{signal.Signals(signum).name}: stopping after at most {SHARD:,} rows; a second signal stops at once"
+        )
         print(f"\n{message}", file=sys.stderr, flush=True)
 
     def stop_if_asked() -> None:

@@ -7,7 +7,7 @@ from contextlib import redirect_stdout
 from pathlib import Path
 
 from fintune.data.inputs import named_columns
-from fintune.deploy.classifier import Classifier
+from fintune.deploy.classifier import Classifier, Long
 from fintune.deploy.label_file import label_file, open_table, run_fingerprint
 from fintune.deploy.stream import label_stream
 from fintune.errors import UserError
@@ -28,12 +28,14 @@ def predict(
     encoding: str | None = None,
     columns: Iterable[str] = (),
     base: Path | None = None,
+    long: Long = "cut",
 ) -> int:
     """Label a file, standard input (`source` is -) or, with the engine `ray`, a folder; for the rest see the command.
 
     Args:
         columns: `ticker=Symbol` for a column of the run that the input calls otherwise.
         base: see `Classifier.from_pretrained`.
+        long: how a text of over `max_length` tokens is read; see `Classifier.from_pretrained`.
 
     Returns:
         The exit code: 3 where rows were rejected, else 0.
@@ -71,13 +73,13 @@ def predict(
         if said := caveat(result):  # the actors' own standard error is not shown
             print(f"{run_dir}: {said}", file=sys.stderr)
         run = run_fingerprint(run_dir, names, calibration)
-        options = text_column, threshold, prefix, columns, base
+        options = text_column, threshold, prefix, columns, base, long
         labelled, rejected = label_folder(run_dir, run, source, output, *options)
         print(f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected", file=sys.stderr)
         return 3 if rejected else 0
 
     with redirect_stdout(sys.stderr):  # standard output is for answers
-        classifier = Classifier.from_pretrained(run_dir, base=base)
+        classifier = Classifier.from_pretrained(run_dir, base=base, long=long)
     if streaming:
         labelled, rejected = label_stream(classifier, threshold, prefix, text_column, columns, encoding)
     else:

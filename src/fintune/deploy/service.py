@@ -70,7 +70,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "scoring")  # one: the classifier is not made for two
 
     async def __call__(self, texts: list[Input]) -> np.ndarray:
-        """(texts, labels) calibrated probabilities.
+        """(texts, labels + 1): calibrated probabilities, and 1 where the end of a text was not read.
 
         Raises:
             QueueFull: there is no room for them now.
@@ -97,8 +97,8 @@ class Batcher:
         rows = {key: row for row, key in enumerate(different)}
         self.metrics.batch.observe(len(texts))
         try:
-            score = self.classifier.__call__
-            _, scores = await asyncio.get_running_loop().run_in_executor(self._thread, score, list(different.values()))
+            score = self._probabilities_and_cut
+            scores = await asyncio.get_running_loop().run_in_executor(self._thread, score, list(different.values()))
         except Exception as error:
             if len(requests) == 1:  # the server logs it, and goes on
                 requests[0][1].done() or requests[0][1].set_exception(error)
@@ -108,6 +108,10 @@ class Batcher:
         else:
             for texts_of_one, answer in requests:
                 answer.done() or answer.set_result(scores[[rows[key_of(text)] for text in texts_of_one]])
+
+    def _probabilities_and_cut(self, texts: list[Input]) -> np.ndarray:
+        """(texts, labels + 1): the probabilities of each, and 1 where its end was not read."""
+        return np.column_stack([self.classifier(texts)[1], self.classifier.truncated(texts)])
 
 
 class Metrics:
@@ -127,9 +131,9 @@ def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_
     """The service as an ASGI application.
 
     POST /classify takes {"text": "..."} or {"texts": [...]}, of a run with columns {"text": "...", "ticker": "..."} or
-    {"texts": [{...}, ...]}, and answers with label, confidence, probabilities by label and abstained, for several
-    texts as {"results": [...]} in their order. Errors are {"error": "one line"}: 408 a body that took too long, 413
-    too much for this service, 422 not what it takes, 429 too much right now.
+    {"texts": [{...}, ...]}, and answers with label, confidence, probabilities by label, abstained and truncated (its
+    end was not read), for several texts as {"results": [...]} in their order. Errors are {"error": "one line"}: 408 a
+    body that took too long, 413 too much for this service, 422 not what it takes, 429 too much right now.
     GET /healthz (with the run's columns and its caveat, where it has them), GET /metrics (Prometheus).
 
     Args:
@@ -181,13 +185,15 @@ def create_app(classifier: Classifier, threshold: float, most_waiting: int, max_
         results = [_result(row) for row in scores]
         return JSONResponse(results[0] if body.texts is None else {"results": results})
 
-    def _result(scores: np.ndarray) -> dict:
+    def _result(row: np.ndarray) -> dict:
+        scores, truncated = row[:-1], bool(row[-1])
         confidence = float(scores.max())
         return {
             "label": classifier.names[scores.argmax()],
             "confidence": confidence,
             "probabilities": dict(zip(classifier.names, map(float, scores), strict=True)),
             "abstained": confidence < threshold,
+            "truncated": truncated,
         }
 
     async def healthz(request: Request) -> Response:

@@ -3,12 +3,13 @@
 import codecs
 import os
 import sys
+from collections.abc import Iterator
 
 from fintune.data.encodings import DAMAGED, damage_of, encoding_of, likely_encoding
 from fintune.data.inputs import cell
 from fintune.data.jsonl_file import json_line, read_object
 from fintune.data.rows import Row
-from fintune.data.text_file import FEW
+from fintune.data.text_file import FEW, LINE_CHARACTERS, too_long
 from fintune.deploy.answers import Answers, judge
 from fintune.deploy.classifier import Classifier
 
@@ -44,26 +45,43 @@ def label_stream(
     encoding, mark = encoding_of(head, encoding, "standard input")
     decoder, answers = codecs.getincrementaldecoder(encoding)(DAMAGED), Answers(classifier, threshold, prefix)
     number = labelled = damaged = 0
-    incomplete, chunk = "", head[len(mark) :]
-    while True:
-        *lines, incomplete = (incomplete + decoder.decode(chunk)).split("\n")
+    for lines in _arriving(decoder, head[len(mark) :]):
         rows = _rows(lines, number, encoding)
+        bad = [line for line, row in zip(lines, rows, strict=True) if line is not None and row.fault]
         labelled += _answer(rows, answers, fields)
         number += len(rows)
-        before, damaged = damaged, damaged + sum(row.text is None for row in rows)
+        before, damaged = damaged, damaged + len(bad)
         if before <= FEW < damaged and encoding == "utf-8":
-            _say_encoding(lines)
-        if not (chunk := os.read(0, READ_BYTES)):
-            break
-    if incomplete := incomplete + decoder.decode(b"", final=True):
-        labelled += _answer(_rows([incomplete], number, encoding), answers, fields)
-        number += 1
+            _say_encoding(bad)
     return labelled, number - labelled
 
 
-def _rows(lines: list[str], before: int, encoding: str) -> list[Row]:
-    """Rows of lines that follow `before` others; a damaged line has no text."""
-    faults = [damage_of(line, encoding) for line in lines]
+def _arriving(decoder: codecs.IncrementalDecoder, chunk: bytes) -> Iterator[list[str | None]]:
+    """The lines of standard input that have arrived; None is one of over LINE_CHARACTERS, which is not held.
+
+    Args:
+        chunk: what was read of it before.
+    """
+    begun, length = [], 0  # parts of a line whose end has not come, and its characters
+    while True:
+        *lines, rest = decoder.decode(chunk).split("\n")
+        if lines:
+            length += len(lines[0])
+            lines[0] = "".join([*begun, lines[0]]) if length <= LINE_CHARACTERS else None
+            begun, length = [], 0
+        length += len(rest)
+        begun = [*begun, rest] if length <= LINE_CHARACTERS else []
+        yield lines
+        if not (chunk := os.read(0, READ_BYTES)):
+            break
+    last = decoder.decode(b"", final=True)
+    if length := length + len(last):
+        yield ["".join([*begun, last]) if length <= LINE_CHARACTERS else None]
+
+
+def _rows(lines: list[str | None], before: int, encoding: str) -> list[Row]:
+    """Rows of lines that follow `before` others; a damaged line and one that is too long have no text."""
+    faults = [too_long("line") if line is None else damage_of(line, encoding) for line in lines]
     return [
         Row(number, text=None if fault else line.removesuffix("\r"), fault=fault)
         for number, (line, fault) in enumerate(zip(lines, faults, strict=True), start=before + 1)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import torch
 from datasets import Dataset
@@ -23,9 +24,12 @@ from fintune.data.inputs import Input, columns_of, text_of
 from fintune.data.load import inputs_of
 from fintune.errors import UserError
 from fintune.model.batches import by_length, encoded_ahead
+from fintune.model.cut import CHARACTERS, beginning, most
 from fintune.model.load import missing_model
 from fintune.recipe.recipe import ModelArguments
 from fintune.recipe.task import Task
+
+PLAIN = {"split_special_tokens": True, "verbose": False}  # control tokens inside a text stay plain characters
 
 
 @dataclass(kw_only=True)
@@ -72,6 +76,7 @@ class EncoderInput:
         self._tells_segments = "token_type_ids" in tokenizer.model_input_names and (
             getattr(config, "type_vocab_size", 0) > 1
         )
+        self._frame = lru_cache(4096)(lambda pair: len(tokenizer("", pair or None, **PLAIN)["input_ids"]))
         # T5 and BART read their answer at the end token: one of it, at the end, or another token is read
         self._end = config.eos_token_id if config.is_encoder_decoder else None
         name, pad = tokenizer.name_or_path, tokenizer.pad_token_id
@@ -103,15 +108,18 @@ class EncoderInput:
         texts = [text_of(given) for given in inputs]
         pairs = [_second_segment(given) for given in inputs] if columns_of(inputs[0]) else None
         keys = ["input_ids", "token_type_ids"] if pairs and self._tells_segments else ["input_ids"]
-        found = self.tokenizer(texts, pairs, split_special_tokens=True, verbose=False)
+        starts = [text[: CHARACTERS * self.max_length] for text in texts]  # what is longer is looked at alone
+        found = self.tokenizer(starts, pairs, **PLAIN)
         rows = found["input_ids"]
-        long = [row for row, ids in enumerate(rows) if len(ids) > self.max_length]
-        self.truncated_texts += len(long)
-        for row in long:
-            if fault := self.fault(inputs[row]):
+        for row, given in enumerate(inputs):
+            if len(rows[row]) <= self.max_length and starts[row] == texts[row]:
+                continue
+            if fault := self.fault(given):
                 raise UserError(f"text {row}: {fault}")
-            settings = {"split_special_tokens": True, "truncation": "only_first", "max_length": self.max_length}
-            shorter = self.tokenizer(texts[row], pairs and pairs[row], **settings)
+            start, ids = beginning(texts[row], self.max_length + 1, self._ids)
+            self.truncated_texts += len(ids) > self._room(given)
+            settings = {**PLAIN, "truncation": "only_first", "max_length": self.max_length}
+            shorter = self.tokenizer(start, pairs and pairs[row], **settings)
             for key in keys:
                 found[key][row] = shorter[key]
         if self._end is not None:
@@ -127,12 +135,47 @@ class EncoderInput:
 
     def fault(self, given: Input) -> str | None:
         """That its columns leave no room for a text; None where they do."""
-        if not columns_of(given):
+        if not columns_of(given) or self._room(given) > 0:
             return None
-        frame = len(self.tokenizer("", _second_segment(given), split_special_tokens=True)["input_ids"])
-        if frame < self.max_length:
-            return None
+        frame = self.max_length - self._room(given)
         return f"its columns take {frame} tokens, of max_length {self.max_length}; shorten them"
+
+    def is_cut(self, given: Input) -> bool:
+        """Whether a text with its columns is too long for `max_length`, so that its end is not read."""
+        room = self._room(given)
+        if text_of(given).isascii() and len(text_of(given)) < room:  # of which a character is a token at most
+            return False
+        return len(beginning(text_of(given), room + 1, self._ids)[1]) > room
+
+    def bounds(self, given: Input) -> list[int]:
+        """At which characters of a text the tokens that there is room for begin, and where the last ends.
+
+        That is the text's own end unless it is too long.
+
+        Raises:
+            UserError: the tokenizer does not say where its tokens begin.
+        """
+        text, room = text_of(given), self._room(given)
+        if not self.tokenizer.is_fast:
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: this tokenizer, written in Python, does not say where a token "
+                "begins, so its texts have no windows; leave out --long split"
+            )
+        _, starts = beginning(text, room + 1, self._starts)
+        ends = [*starts[1:], len(text)] if len(starts) <= room else starts[1:]
+        kept = most(len(ends), room, lambda tokens: len(self._ids(text[: ends[tokens - 1]])) <= room)
+        return [*starts[:kept], ends[kept - 1] if kept else 0]
+
+    def _room(self, given: Input) -> int:
+        """Tokens that a text may have beside the special ones and its columns."""
+        return self.max_length - self._frame(_second_segment(given))
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False, **PLAIN)["input_ids"]
+
+    def _starts(self, text: str) -> list[int]:
+        offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, **PLAIN)
+        return [start for start, _ in offsets["offset_mapping"]]
 
     def batches(
         self, inputs: Sequence[Input], device: torch.device, progress: str | None = None

@@ -28,6 +28,7 @@ from fintune import machine
 from fintune.errors import UserError
 from fintune.files import sha256
 from fintune.model.baichuan import as_llama
+from fintune.model.chat_date import freeze_date
 from fintune.model.deberta import with_own_normalizer
 from fintune.model.kv_heads import set_key_value_heads
 
@@ -38,8 +39,14 @@ def load_tokenizer(
     chat_template_path: str | None = None,
     eos_token: str | None = None,
     pad_token: str | None = None,
+    begun: Path | None = None,
 ) -> PreTrainedTokenizerBase:
     """The base's tokenizer, with the recipe's own chat template, end and padding token where it names them.
+
+    A chat template that asks for the date is given today's for good: the run's own copy of it states that date.
+
+    Args:
+        begun: folder of a run that goes on, from whose checkpoints the date is taken.
 
     Raises:
         UserError: the model is missing or gated, the template cannot be read, or a token is not in the vocabulary.
@@ -65,6 +72,7 @@ def load_tokenizer(
             raise UserError(
                 f"{chat_template_path}: no such chat template, or none in UTF-8 ({error}); fix `chat_template_path`"
             ) from error
+    freeze_date(tokenizer, begun)
     return tokenizer
 
 

@@ -1,5 +1,6 @@
 """Token ids of a prompt and of the labels: training and scoring both come here, so they cannot differ."""
 
+import re
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from fintune.data.inputs import Input, as_input, columns_of, input_fault, text_of, wanted
 from fintune.data.load import inputs_of
 from fintune.errors import UserError
+from fintune.model.cut import CHARACTERS, UNSURE, beginning, most
 from fintune.recipe.task import Task
 
 IGNORE = -100  # label id that the loss skips
@@ -47,11 +49,14 @@ class Prompt:
             raise UserError(f"{tokenizer.name_or_path}: {padding_fault(tokenizer)}")
         # every added token, also those that the chat template does not hold, such as <|fim_prefix|>
         tokenizer.chat_control_tokens = [token for token in tokenizer.get_added_vocab() if not token.isspace()]
+        control = {*tokenizer.chat_control_tokens, *tokenizer.all_special_tokens}
+        self._control = re.compile(f"({'|'.join(map(re.escape, sorted(control, key=len, reverse=True)))})")
         self.label_ids = [[*self._ids_of(name), tokenizer.eos_token_id] for name in task.names]
         self._check_labels()
         self._frame = lru_cache(4096)(lambda columns: len(self._render([as_input("", dict(columns))])[0]))
         frame = self._frame(tuple((name, "") for name in task.columns))
         self._longest_label = max(map(len, self.label_ids))
+        self._room = max_length - self._longest_label
         if frame + self._longest_label >= max_length:
             raise UserError(
                 f"{task.template}: the instruction takes {frame} tokens and a label up to {self._longest_label}; that "
@@ -73,15 +78,44 @@ class Prompt:
                 raise UserError(f"text {row} is {given!r}; {wanted(self.task.columns)}")
         if not inputs:
             return []
-        room = self.max_length - self._longest_label
-        prompts = self._render(inputs)
-        for row, ids in enumerate(prompts):
-            if len(ids) > room:
-                if fault := self.fault(inputs[row]):
-                    raise UserError(f"text {row}: {fault}")
-                prompts[row] = self._truncated(inputs[row], len(ids) - room, room)
-                self.truncated_texts += 1
+        prompts = self._render([as_input(self._start(given), columns_of(given)) for given in inputs])
+        for row, given in enumerate(inputs):
+            if len(prompts[row]) <= self._room and self._start(given) == text_of(given).strip():
+                continue
+            if fault := self.fault(given):
+                raise UserError(f"text {row}: {fault}")
+            end = self.bounds(given)[-1]
+            prompts[row] = self._render([as_input(text_of(given)[:end], columns_of(given))])[0]
+            self.truncated_texts += end < len(text_of(given))
         return prompts
+
+    def is_cut(self, given: Input) -> bool:
+        """Whether a text with its columns is too long for `max_length`, so that its end is not read."""
+        columns = columns_of(given)
+        added = len(self.turn(given)) - len(self.turn(as_input("", columns)))
+        # a character of ASCII is a token at most; where a text stands, tokens of the instruction may come apart
+        if text_of(given).isascii() and self._frame(tuple(columns.items())) + added + UNSURE <= self._room:
+            return False
+        return self.bounds(given)[-1] < len(text_of(given))
+
+    def bounds(self, given: Input) -> list[int]:
+        """At which characters of a text the tokens that the prompt has room for begin, and where the last ends.
+
+        That is the text's own end unless it is too long. Else it is where its longest beginning ends, between two
+        of its tokens, whose prompt fits: found in the beginning alone, as if all of it were tokenised.
+        """
+        whole, columns = text_of(given), columns_of(given)
+        text, room = whole.strip(), self._room
+        before = len(whole) - len(whole.lstrip())
+        _, starts = beginning(text, room + 1, self._starts)  # no text has room for so many
+        ends = [*starts[1:], len(text)] if len(starts) <= room else starts[1:]
+
+        def fits(tokens: int) -> bool:
+            return len(self._render([as_input(text[: ends[tokens - 1]], columns)])[0]) <= room
+
+        kept = most(len(ends), room - self._frame(tuple(columns.items())), fits)
+        end = ends[kept - 1] if kept else 0
+        return [*(before + start for start in starts[:kept]), len(whole) if end == len(text) else before + end]
 
     def fault(self, given: Input) -> str | None:
         """That its columns leave no room for a text; None where they do."""
@@ -133,16 +167,19 @@ class Prompt:
             sanitize_control_tokens=True,
         )["input_ids"]
 
-    def _truncated(self, given: Input, excess: int, room: int) -> list[int]:
-        """The longest beginning of a text that fits, to within a token: shorter by the excess until it does."""
-        text, columns = text_of(given), columns_of(given)
-        while True:
-            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            text = text[: offsets[-min(excess, len(offsets))][0]]
-            ids = self._render([as_input(text, columns)])[0]
-            excess = len(ids) - room
-            if excess <= 0:
-                return ids
+    def _start(self, given: Input) -> str:
+        """As much of a text as is read at first; what is longer may fit too, and is looked at alone."""
+        return text_of(given).strip()[: CHARACTERS * self.max_length]
+
+    def _starts(self, text: str) -> list[int]:
+        """At which characters the tokens of a text begin; those of a control token in it are tokens of plain text."""
+        starts, at = [], 0
+        for number, piece in enumerate(self._control.split(text)):
+            plain = {"add_special_tokens": False, "split_special_tokens": number % 2 == 1, "verbose": False}
+            offsets = self.tokenizer(piece, return_offsets_mapping=True, **plain)["offset_mapping"]
+            starts += [at + start for start, _ in offsets]
+            at += len(piece)
+        return starts
 
     def _ids_of(self, name: str) -> list[int]:
         """Read after a line break: SentencePiece would put a space in front of what it takes for a first word."""

@@ -9,7 +9,7 @@ from zipfile import ZIP_DEFLATED, ZipFile
 import numpy as np
 from sklearn.pipeline import Pipeline
 
-from fintune.data.inputs import Input
+from fintune.data.inputs import Input, text_of
 from fintune.errors import UserError
 from fintune.model.embedding import Embedder
 from fintune.model.linear import transformed
@@ -47,6 +47,14 @@ class WholeTexts:
 
     def fault(self, given: Input) -> None:
         """Nothing is too long."""
+
+    def is_cut(self, given: Input) -> bool:
+        """No text is."""
+        return False
+
+    def bounds(self, given: Input) -> list[int]:
+        """From its first character to its last."""
+        return [0, len(text_of(given))]
 
 
 class LinearScorer:

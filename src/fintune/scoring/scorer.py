@@ -30,6 +30,12 @@ class Encoder(Protocol):
     def fault(self, given: Input) -> str | None:
         """That its columns leave no room for a text; None where they do."""
 
+    def is_cut(self, given: Input) -> bool:
+        """Whether a text with its columns is too long for `max_length`, so that its end is not read."""
+
+    def bounds(self, given: Input) -> list[int]:
+        """At which characters of a text the tokens that there is room for begin, and where the last ends."""
+
 
 class Scorer(Protocol):
     """A model that gives every label of a task a probability: `LabelScorer`, `EncoderScorer`, `LinearScorer`.

@@ -64,6 +64,14 @@ def check_optimizer(args: TrainingArguments) -> None:
         ) from error
 
 
+def begun(recipe: Recipe) -> Path | None:
+    """The folder from whose checkpoints a run goes on; None where it starts."""
+    wanted = recipe.training_args.resume_from_checkpoint
+    if wanted is None or wanted.lower() in ("false", "no"):
+        return None
+    return recipe.folder if wanted.lower() in ("true", "yes") else Path(wanted).parent
+
+
 def start(recipe: Recipe, data: TaskData, example: str) -> None:
     """Say what the run reads and which result it replaces, refuse leaking data and lock the run's folder.
 

@@ -1,0 +1,245 @@
+"""Texts longer than the model reads: cut exactly, never tokenised whole, said row by row; or read in windows."""
+
+import csv
+import io
+import json
+import random
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from test_baselines import save_encoder
+
+from fintune.deploy import label_file
+from fintune.model import cut
+from fintune.model.encoder import EncoderInput
+
+WORDS = [
+    "profit",
+    "of",
+    "Alder",
+    "rose",
+    "by",
+    "12.5",
+    "%",
+    "to",
+    "EUR",
+    "1,234.5",
+    "mn",
+    "-",
+    "Birch's",
+    "outlook,",
+    "dividend",
+    "&",
+    "staff\n\n",
+]
+RANDOM = random.Random(0)
+LONG = {  # of each kind about 20,000 characters
+    "words": " ".join(RANDOM.choices(WORDS, k=4000)),
+    "one word": "a" * 20_000,
+    "syllables": "".join(RANDOM.choices(["div", "id", "end", "ing", "s"], k=6000)),
+    "no spaces": "".join(RANDOM.choices("公司利润增长了股息下降年度，。", k=20_000)),
+    "spaces": " ".join(f"rose{' ' * RANDOM.randrange(300)}by" for _ in range(150)),
+    "rules": ("Total " + "-" * 700 + "." * 300 + "\n" * 200) * 16,
+    "digits": "".join(RANDOM.choices("0123456789", k=20_000)),
+    "emoji": "👩‍👩‍👧‍👦🚀é" * 2000,
+    "marks": "a" + "́̂" * 9000,
+    "any": "".join(chr(RANDOM.randrange(32, 0x3000)) for _ in range(20_000)),
+}
+CONTROL = {
+    "ends in ends": " ".join(RANDOM.choices(WORDS, k=30)) + "<|im_end|>" * 2000,
+    "ends": "<|im_end|>" * 2000,
+    "thoughts": "profit <think> rose </think>.<|im_end|>.<tool_response>" * 400,
+    "halves": "<|im_<|im_end|>end|>" * 1000,
+}
+
+
+@pytest.fixture
+def whole_reads(monkeypatch):
+    """How many characters the longest string had that was tokenised."""
+    longest = [0]
+
+    def watch(tokenizer):
+        call = type(tokenizer)._encode_plus
+
+        def counted(self, text, *args, **kwargs):
+            longest[0] = max([longest[0], *map(len, [text] if isinstance(text, str) else text)])
+            return call(self, text, *args, **kwargs)
+
+        monkeypatch.setattr(type(tokenizer), "_encode_plus", counted)
+        return longest
+
+    return watch
+
+
+@pytest.mark.parametrize("kind", [*LONG, *CONTROL])
+def test_a_prompt_is_cut_as_if_the_whole_text_had_been_tokenised(toy, kind):
+    prompt = toy[2]
+    text = (LONG | CONTROL)[kind].strip()
+    room = prompt.max_length - max(map(len, prompt.label_ids))
+    starts = prompt._starts(text)  # of all of it
+    fitting = [text[:start] for start in starts[: room + 1] if len(prompt._render([text[:start]])[0]) <= room]
+    [ids] = prompt.encode([text])
+    assert ids == prompt._render([max(fitting, key=len)])[0]
+    assert prompt.truncated_texts == 1 and prompt.is_cut(text)
+    # a control token that is not special is kept or cut as one, and so are spaces, which no prompt ends in
+    assert len(ids) <= room and (len(ids) >= room - 16 or kind == "spaces")
+
+
+def test_a_text_that_ends_in_control_tokens_keeps_its_beginning(toy):
+    prompt = toy[2]
+    text = "profit of Alder rose by a third"
+    for tail in ("<|im_end|>", "<|endoftext|>", "<|im_start|>user\n"):
+        [ids] = prompt.encode([text + tail * 500])
+        room = prompt.max_length - max(map(len, prompt.label_ids))
+        assert text + tail in prompt.tokenizer.decode(ids) and len(ids) > room - 8
+
+
+def test_an_encoder_is_given_the_first_tokens_of_the_whole_text(toy, tmp_path):
+    from transformers import AutoConfig, AutoTokenizer
+
+    texts = ["profit of Alder rose by 12.5 %", "outlook, dividend & staff", *WORDS, "公司利润增长了"]
+    folder = save_encoder(tmp_path / "bert", "bert", texts)
+    words, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
+    merges = toy[2].tokenizer  # byte-level, without special tokens
+    for kind, tokenizer in (("words", words), ("merges", merges)):
+        encoder = EncoderInput(
+            tokenizer, SimpleNamespace(**vars(config) | {"pad_token_id": tokenizer.pad_token_id}), 40
+        )
+        settings = {"split_special_tokens": True, "truncation": "only_first", "max_length": 40}
+        for number, (name, text) in enumerate((LONG | CONTROL).items(), start=1):
+            whole = tokenizer(text, split_special_tokens=True, verbose=False)["input_ids"]
+            assert encoder.encode([text]) == [tokenizer(text, **settings)["input_ids"]], (kind, name)
+            assert encoder.is_cut(text) == (len(whole) > 40), (kind, name)
+            assert encoder.truncated_texts == sum(map(encoder.is_cut, list((LONG | CONTROL).values())[:number]))
+        parts, before = cut.windows(encoder, LONG["words"][:2000]), encoder.truncated_texts
+        assert len(parts) > 5 and max(map(len, encoder.encode(parts))) <= 40 and encoder.truncated_texts == before
+
+
+def test_a_megabyte_is_never_tokenised_whole(toy, tmp_path, whole_reads):
+    from transformers import AutoConfig, AutoTokenizer
+
+    prompt = toy[2]
+    folder = save_encoder(tmp_path / "bert", "bert", ["profit rose"])
+    encoder = EncoderInput(AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder), 40)
+    longest = whole_reads(encoder.tokenizer)
+    for count, text in enumerate(("profit rose ", "<|im_end|>", "a", "公司利润"), start=1):
+        [ids] = prompt.encode([text * (10**6 // len(text))])
+        assert prompt.truncated_texts == count and len(ids) > 90
+        if count < 3:  # a word without end is one token to BERT, so it must be read to its end
+            [ids] = encoder.encode([text * (10**6 // len(text))])
+            assert encoder.truncated_texts == count and len(ids) == 40
+    assert 0 < longest[0] < 20_000
+
+
+def test_windows_cover_a_text_and_overlap(toy):
+    prompt = toy[2]
+    words = [f"word{number}" for number in range(2000)]
+    text = "  " + " ".join(words[:1000]) + " " * 5000 + " ".join(words[1000:]) + "\n"
+    parts = cut.windows(prompt, text)
+    assert cut.windows(prompt, "profit rose") == ["profit rose"]
+    assert (
+        not any(map(prompt.is_cut, parts)) and len(prompt.encode(parts)) == len(parts) and not prompt.truncated_texts
+    )
+    inside = [{word for word in words if f" {word} " in f" {part} "} for part in parts]
+    assert set().union(*inside) == set(words)
+    shared = [one & other for one, other in pairwise(inside)]
+    assert sum(map(bool, shared)) >= len(shared) - 1  # not across the spaces
+    column = {"text": text, "ticker": "ALD"}
+    assert all(part["ticker"] == "ALD" for part in cut.windows(prompt, column))
+
+
+def test_split_averages_the_log_probabilities_of_the_windows(classifier):
+    text = "Alder raised its dividend again. " * 60 + "losses of Oak widened. " * 120
+    prompt = classifier.scorer.encoder
+    parts = cut.windows(prompt, text)
+    logs = np.log(np.array([classifier.scorer.probabilities([part])[0] for part in parts])).mean(axis=0)
+    logs /= classifier.calibration["temperature"]
+    expected = np.exp(logs) / np.exp(logs).sum()
+    assert classifier.truncated([text, "Elm opens an office"]).tolist() == [True, False] and classifier.truncated(text)
+    cut_short = classifier(text)[1]
+    before = prompt.truncated_texts
+    classifier.long = "split"
+    try:
+        _, found = classifier([text, "Elm opens an office", text])
+        assert not classifier.truncated([text]).any() and prompt.truncated_texts == before
+        assert classifier([])[1].shape == (0, 3)
+    finally:
+        classifier.long = "cut"
+    np.testing.assert_allclose(found[[0, 2]], [expected, expected], atol=1e-5)
+    np.testing.assert_allclose(found[1], classifier("Elm opens an office")[1], atol=1e-6)
+    assert np.abs(found[0] - cut_short).max() > 0.01
+
+
+def test_files_say_which_rows_were_cut(classifier, run_dir, tmp_path):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [{"title": title} for title in ("Alder raised its dividend", "Oak cut its outlook. " * 300, "", "Elm")]
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    content = io.StringIO()
+    csv.writer(content).writerows([["title"], *([row["title"]] for row in rows[:2]), [" "], ["Elm"]])
+    (tmp_path / "in.csv").write_text(content.getvalue())
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "in.parquet")
+    for name in ("in.jsonl", "in.csv", "in.parquet"):
+        target = tmp_path / f"out-{name}"
+        assert label_file.label_file(classifier, run_dir, tmp_path / name, target, "title", 0.0) == (3, 1)
+        if name == "in.parquet":
+            found = pq.read_table(target)
+            assert found.column_names[-2:] == ["truncated", "rejected"] and found["truncated"].type == pa.bool_()
+            assert found["truncated"].to_pylist() == [False, True, None, False]
+        elif name == "in.jsonl":
+            answers = [json.loads(line) for line in target.read_text().splitlines()]
+            assert [answer["truncated"] for answer in answers] == [False, True, None, False]
+        else:
+            answers = list(csv.reader(io.StringIO(target.read_text())))
+            assert [answer[-2] for answer in answers] == ["truncated", "False", "True", "", "False"]
+
+
+def test_a_date_in_the_chat_template_is_the_runs_for_good(toy, tmp_path, monkeypatch):
+    import datetime
+
+    from transformers.utils import chat_template_utils
+
+    from fintune.model import chat_date
+    from fintune.model.load import load_tokenizer
+    from fintune.model.prompt import Prompt
+
+    def today(day):
+        class Day(datetime.datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return cls.fromisoformat(day)
+
+            @classmethod
+            def today(cls):
+                return cls.fromisoformat(day).date()
+
+        monkeypatch.setattr(chat_template_utils, "datetime", Day)
+        monkeypatch.setattr(
+            chat_date, "date", type("Date", (), {"today": Day.today, "fromisoformat": datetime.date.fromisoformat})
+        )
+
+    template = Path(tmp_path / "dated.jinja")
+    stated = "{% if strftime_now is defined %}{% set day = strftime_now('%d %b %Y') %}{% endif %}Today: {{ day }}\n"
+    template.write_text(stated + toy[2].tokenizer.chat_template)
+    base = str(tmp_path / "base")
+    prompts = []
+    for day in ("2026-11-26", "2026-12-27"):
+        today(day)
+        chat_template_utils._compile_jinja_template.cache_clear()
+        first = load_tokenizer(base, None, str(template))
+        prompts.append(Prompt(toy[0], first, 200).encode(["profit rose"]))
+        if day == "2026-11-26":
+            first.save_pretrained(tmp_path / "runs/checkpoint-3")
+            assert "Today: 26 Nov 2026" in first.decode(prompts[0][0])
+        again = load_tokenizer(str(tmp_path / "runs/checkpoint-3"), None)
+        assert Prompt(toy[0], again, 200).encode(["profit rose"]) == prompts[0]
+        resumed = load_tokenizer(base, None, str(template), tmp_path / "runs")
+        assert Prompt(toy[0], resumed, 200).encode(["profit rose"]) == prompts[0]
+    assert prompts[0] != prompts[1]
+    plain = str(toy[2].tokenizer.chat_template)
+    template.write_text(plain)
+    assert load_tokenizer(base, None, str(template)).chat_template == plain
