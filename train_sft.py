@@ -48,8 +48,11 @@ def main(argv: list[str]) -> None:
     # The method: SFTTrainer adds NEFTune's noise (neftune_noise_alpha), PEFT the adapter, scaled by alpha / sqrt(r)
     training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are ready: nothing to render or drop
     collator = SharedPrefixCollator.of(run_args.batching, train_dataset, eval_dataset)
+    model = load_model(model_args, base, training_args.device, run_args.key_value_heads)
+    LabelScorer(model, prompt).check(inputs_of(data.splits["validation"]))  # a misfit is known before an epoch
+    collator = collator and collator.fitting(model, train_dataset, eval_dataset)
     trainer = (SharedPrefixTrainer if collator else SFTTrainer)(
-        model=load_model(model_args, base, training_args.device, run_args.key_value_heads),
+        model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,

@@ -8,20 +8,24 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import DynamoBackend
 from datasets import Dataset
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from fintune.errors import UserError
 from fintune.model.adapted_layers import FusedLayers
 from fintune.model.attention import SHARED_PREFIX, causal_masks
-from fintune.model.forward import common_prefix, last_mlp_at
+from fintune.model.forward import common_prefix, evaluation, last_mlp_at, own_attention, set_attention
 from fintune.model.fused import keep
 from fintune.model.load import is_sharded
+from fintune.model.plain import misfit
 from fintune.model.prompt import IGNORE
 
 
@@ -47,6 +51,48 @@ class SharedPrefixCollator:
                 raise UserError("`class_weights` with `batching: padded`: set batching to shared_prefix")
             return None
         return cls(common_prefix([ids for dataset in datasets for ids in dataset["input_ids"]]))
+
+    def fitting(self, model: PreTrainedModel, *datasets: Dataset) -> "SharedPrefixCollator | None":
+        """Itself; None, TRL's own, where a shared line changes the base's loss, which is printed.
+
+        Raises:
+            UserError: it does, and the rows have weights; the base's own forward fails.
+        """
+        lengths = [[len(ids) for ids in dataset["input_ids"]] for dataset in datasets]
+        places = sorted((n, number, row) for number, some in enumerate(lengths) for row, n in enumerate(some))
+        some = places[0], places[-1], places[len(places) // 2]
+        why = self.misfit(model, [datasets[number][row] for _, number, row in some])
+        if why is None:
+            return self
+        said = f"{model.config.name_or_path} does not fit `batching: shared_prefix` ({why})"
+        if any("weight" in dataset.column_names for dataset in datasets):
+            raise UserError(f"{said}, and padded rows have no `class_weights`; leave these out, or take another base")
+        attention = own_attention(model)
+        print(f"batching: {said}; its rows are padded, as with `batching: padded`, with its own attention {attention}")
+        return None
+
+    def misfit(self, model: PreTrainedModel, rows: list[dict]) -> str | None:
+        """How the label tokens of rows that share a line differ from those of separate rows; see `plain.misfit`.
+
+        Called with the shortest, the longest, which a window may cut, and one between: three forwards of a row, and
+        in 16 bits six.
+        """
+        answers = [[token for token in row["labels"] if token != IGNORE] for row in rows]
+        prompts = [row["input_ids"][: -len(answer)] for row, answer in zip(rows, answers, strict=True)]
+
+        def fast() -> np.ndarray:
+            batch = {
+                key: value.to(model.device) if torch.is_tensor(value) else value for key, value in self(rows).items()
+            }
+            labels = batch.pop("labels")[0]
+            for key in ("lengths", "weights", "mean_length"):  # of the trainer
+                del batch[key]
+            with evaluation(model, SHARED_PREFIX), last_mlp_at(model, batch["logits_to_keep"]):
+                logits = model(**batch, use_cache=False).logits[0]
+            found = -F.cross_entropy(logits.float(), labels, reduction="none").double()
+            return np.array([part.sum().item() for part in found.split(list(map(len, answers)))])
+
+        return misfit(model, prompts, answers, fast)
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
@@ -117,7 +163,7 @@ class SharedPrefixTrainer(SFTTrainer):
             raise UserError(f"loss_type is {self.args.loss_type!r}; take nll, or `batching: padded`, which has TRL's")
         self._loss_shifts_labels = False  # every label of a packed batch is a target, also its first
         plain = self.accelerator.unwrap_model(self.model)
-        plain.set_attn_implementation(SHARED_PREFIX)
+        set_attention(plain.get_base_model() if isinstance(plain, PeftModel) else plain, SHARED_PREFIX)
         self._embeddings = plain.get_input_embeddings()
         self._fused = FusedLayers(plain) if FusedLayers.fit(plain) and not is_sharded(self) else None
         if self.args.torch_compile:

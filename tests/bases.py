@@ -1,0 +1,70 @@
+"""Small random causal language models of many architectures, for what must hold on every base."""
+
+import torch
+import transformers
+
+MIXED = ["sliding_attention", "full_attention"]
+GROUPED = {"num_key_value_heads": 2}
+HEAD = {**GROUPED, "head_dim": 16}
+LINEAR = {f"linear_num_{kind}_heads": 2 for kind in ("key", "value")}
+LINEAR |= {f"linear_{kind}_head_dim": 16 for kind in ("key", "value")}
+EXPERTS = {"num_local_experts": 4, "num_experts_per_tok": 2}
+MAMBA = {"mamba_n_heads": 4, "mamba_d_head": 32, "mamba_n_groups": 1, "mamba_d_state": 16, "mamba_expand": 2}
+LATENT = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 16, "v_head_dim": 16}
+DEEPSEEK = {**LATENT, "num_key_value_heads": 4, "moe_intermediate_size": 32, "n_routed_experts": 4, "n_group": 1}
+DEEPSEEK |= {"topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
+GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 512}
+
+# name -> config class, its keys, whether the fast paths fit; windows are shorter than the toy task's prompts of about
+# 50 tokens, but for one
+BASES = {
+    "llama": ("LlamaConfig", GROUPED, True),
+    "qwen3": ("Qwen3Config", HEAD, True),
+    "phi3": ("Phi3Config", GROUPED, True),
+    "gpt-neox": ("GPTNeoXConfig", {}, True),
+    "olmo2": ("Olmo2Config", GROUPED, True),
+    "mistral, window above every row": ("MistralConfig", {**GROUPED, "sliding_window": 200}, True),
+    "mistral, window 32": ("MistralConfig", {**GROUPED, "sliding_window": 32}, False),
+    "mistral, window 8": ("MistralConfig", {**GROUPED, "sliding_window": 8}, False),
+    "qwen3, window 16": ("Qwen3Config", {**HEAD, "use_sliding_window": True, "sliding_window": 16, "layer_types": MIXED}, False),
+    "gemma2, soft caps": ("Gemma2Config", {**HEAD, "sliding_window": 512}, False),
+    "gemma3, window 16": ("Gemma3TextConfig", {**HEAD, "sliding_window": 16, "layer_types": MIXED}, False),
+    "gemma4, shared keys": ("Gemma4TextConfig", {**HEAD, "num_kv_shared_layers": 1, "layer_types": MIXED}, False),
+    "gpt-oss, sinks": ("GptOssConfig", {**HEAD, **EXPERTS, "sliding_window": 512}, False),
+    "qwen3.5, linear attention": ("Qwen3_5TextConfig", {**HEAD, **LINEAR, "layer_types": ["linear_attention", "full_attention"]}, False),
+    "stablelm": ("StableLmConfig", GROUPED, False),
+    "nemotron": ("NemotronConfig", GROUPED, False),
+    "diffllama": ("DiffLlamaConfig", GROUPED, False),
+    "doge": ("DogeConfig", HEAD, False),
+    "gpt-j": ("GPTJConfig", GPT, False),
+    "codegen": ("CodeGenConfig", GPT, False),
+    "bloom, alibi": ("BloomConfig", {"n_layer": 2, "n_head": 4}, False),
+    "granite, scaled logits": ("GraniteConfig", {**GROUPED, "logits_scaling": 4.0}, False),
+    "cohere, scaled logits": ("CohereConfig", GROUPED, False),
+    "llama 4": ("Llama4TextConfig", {**HEAD, **EXPERTS, "intermediate_size_mlp": 64, "attention_chunk_size": 16}, False),
+    "deepseek-v3": ("DeepseekV3Config", DEEPSEEK, False),
+    "modernbert-decoder, window 16": ("ModernBertDecoderConfig", {"sliding_window": 16, "local_attention": 16}, False),
+    "mamba": ("MambaConfig", {"state_size": 8}, False),
+    "falcon-h1, mixture": ("FalconH1Config", {**GROUPED, **MAMBA, "mamba_d_ssm": 128}, False),
+    "bamba, mixture": ("BambaConfig", {**GROUPED, **MAMBA, "attn_layer_indices": [1]}, False),
+    "jamba, mixture": ("JambaConfig", {**GROUPED, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False}, False),
+    "zamba2, mixture": ("Zamba2Config", {"num_key_value_heads": 4, "mamba_d_state": 16, "n_mamba_heads": 4, "mamba_headdim": 32, "mamba_ngroups": 1, "layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1}, False),
+}
+
+
+def random_base(name: str, tokenizer, attention: str | None = None, dtype: torch.dtype = torch.float32):
+    """A model of BASES whose weights are far from nothing, as trained ones are."""
+    kind, keys, _ = BASES[name]
+    sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 512}
+    ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    config = getattr(transformers, kind)(**{**sizes, **ends, **keys})
+    torch.manual_seed(0)
+    given = {"attn_implementation": attention} if attention else {}
+    model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **given).eval()
+    with torch.no_grad():
+        for weights in model.parameters():
+            noise = torch.randn_like(weights)
+            weights.copy_(noise * 0.15 if weights.dim() > 1 else weights + noise * 0.1)
+    model.config.name_or_path = name
+    return model.to(dtype)
