@@ -10,7 +10,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
@@ -21,16 +20,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gene
 from fintune.data.inputs import Input
 from fintune.model.attention import CACHED_PREFIX
 from fintune.model.forward import common_prefix, evaluation, last_mlp_at, own_attention
-from fintune.model.plain import log_likelihoods, misfit
+from fintune.model.plain import FITS, log_likelihoods, misfit
 from fintune.model.prompt import Prompt
 from fintune.scoring.greedy import greedy_label_rate
 
 AT_ONCE = 8192  # texts that are tokenised and sorted together: memory does not grow with their number
 OWN_AT_ONCE = 256  # texts whose rows of one length go together where a model's own forward scores them
 GREEDY_ROWS = 64  # on which a model's own greedy answers are looked at
-
-# base -> tokens of the longest prompt on which the tree gave the model's own scores; None where it once did not
-CHECKED: WeakKeyDictionary[PreTrainedModel, int | None] = WeakKeyDictionary()
 
 
 @dataclass
@@ -141,7 +137,7 @@ class LabelScorer:
         padded and some of each is cached, also where there is but one. Two labels: the longest and the shortest. So
         at most 6 rows by the model's own forward, and in 16 bits 12, about what 50 rows cost by the tree.
         """
-        longest, known = max(prompts, key=len, default=[]), CHECKED.get(self.model, 0)
+        longest, known = max(prompts, key=len, default=[]), FITS.get(self.model, 0)
         if known is None or len(longest) <= known:
             return known is not None
         middle = len(longest) // 2
@@ -157,7 +153,7 @@ class LabelScorer:
 
         pairs = [(prompt, self.encoder.label_ids[label]) for prompt in some for label in labels]
         why = misfit(self.model, *map(list, zip(*pairs, strict=True)), fast)
-        CHECKED[self.model] = None if why else len(longest)
+        FITS[self.model] = None if why else len(longest)
         if why:
             print(
                 f"scoring: {self.model.config.name_or_path} does not fit the fast path ({why}); each label is scored "
