@@ -1,5 +1,6 @@
 """Small random causal language models of many architectures, for what must hold on every base."""
 
+import numpy as np
 import torch
 import transformers
 
@@ -29,7 +30,7 @@ BASES = {
     "qwen3, window 16": ("Qwen3Config", {**HEAD, "use_sliding_window": True, "sliding_window": 16, "layer_types": MIXED}, False),
     "gemma2, soft caps": ("Gemma2Config", {**HEAD, "sliding_window": 512}, False),
     "gemma3, window 16": ("Gemma3TextConfig", {**HEAD, "sliding_window": 16, "layer_types": MIXED}, False),
-    "gemma4, shared keys": ("Gemma4TextConfig", {**HEAD, "num_kv_shared_layers": 2, "num_hidden_layers": 4, "layer_types": MIXED * 2, "hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 465}, False),
+    "gemma4, shared keys": ("Gemma4TextConfig", {**HEAD, "num_kv_shared_layers": 2, "num_hidden_layers": 4, "layer_types": MIXED * 2, "hidden_size_per_layer_input": 8}, False),
     "gpt-oss, sinks": ("GptOssConfig", {**HEAD, **EXPERTS, "sliding_window": 512}, False),
     "qwen3.5, linear attention": ("Qwen3_5TextConfig", {**HEAD, **LINEAR, "layer_types": ["linear_attention", "full_attention"]}, False),
     "stablelm": ("StableLmConfig", GROUPED, False),
@@ -56,7 +57,7 @@ def random_base(name: str, tokenizer, attention: str | None = None, dtype: torch
     """A model of BASES whose weights are far from nothing, as trained ones are."""
     kind, keys, _ = BASES[name]
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 512}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 512, "vocab_size_per_layer_input": len(tokenizer)}
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = getattr(transformers, kind)(**{**sizes, **ends, **keys})
     torch.manual_seed(0)
@@ -68,3 +69,16 @@ def random_base(name: str, tokenizer, attention: str | None = None, dtype: torch
             weights.copy_(noise * 0.15 if weights.dim() > 1 else weights + noise * 0.1)
     model.config.name_or_path = name
     return model.to(dtype)
+
+
+@torch.no_grad()
+def one_label_at_a_time(model, prompt, texts) -> np.ndarray:
+    """(texts, labels) log-likelihoods by the model's own forward of single rows."""
+    scores = []
+    for ids in prompt.encode(texts):
+        row = []
+        for label in prompt.label_ids:
+            log_probs = model(torch.tensor([ids + label]), use_cache=False).logits[0].double().log_softmax(-1)
+            row.append(sum(log_probs[len(ids) + i - 1, token].item() for i, token in enumerate(label)))
+        scores.append(row)
+    return np.array(scores)

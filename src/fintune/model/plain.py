@@ -93,7 +93,7 @@ def misfit(
 
 
 def _seen_ahead(model: PreTrainedModel, prompt: list[int]) -> float:
-    """What the second half of a prompt changes in the log-likelihood of the token it begins with: 0 where it is unseen."""
+    """What seeing a prompt's second half changes in the log-likelihood of its first token: 0 in a causal model."""
     half = len(prompt) // 2
     begins = [prompt[:half], prompt[:half], prompt[: half + 1]]
     alone, whole, rest = log_likelihoods(model, begins, [prompt[half : half + 1], prompt[half:], prompt[half + 1 :]])

@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gene
 from fintune.data.inputs import Input
 from fintune.model.attention import CACHED_PREFIX
 from fintune.model.forward import common_prefix, evaluation, last_mlp_at, own_attention
+from fintune.model.load import merged
 from fintune.model.plain import FITS, log_likelihoods, misfit
 from fintune.model.prompt import Prompt
 from fintune.scoring.greedy import greedy_label_rate
@@ -257,7 +258,7 @@ class LabelScorer:
     def merge(self) -> None:
         """Add the adapter to the weights where they are float32: exact to 1e-6, and a score takes half as long."""
         if isinstance(self.wrapped, PeftModel) and self.exact and not self._is_quantized:
-            self.wrapped = self.model = self.wrapped.merge_and_unload()
+            self.wrapped = self.model = merged(self.wrapped)
 
     @property
     def exact(self) -> bool:
@@ -283,7 +284,7 @@ class LabelScorer:
         if isinstance(model, PeftModel):
             if self._is_quantized:  # merging into 4 bits would round once more
                 model = PeftModel.from_pretrained(model.unload().dequantize(), run_dir)
-            model = model.merge_and_unload()
+            model = merged(model)
         model.generation_config = GenerationConfig(  # Qwen3 ships do_sample: true
             do_sample=False,
             max_new_tokens=max(map(len, self.encoder.label_ids)),
