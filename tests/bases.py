@@ -16,8 +16,7 @@ DEEPSEEK = {**LATENT, "num_key_value_heads": 4, "moe_intermediate_size": 32, "n_
 DEEPSEEK |= {"topk_group": 1, "num_experts_per_tok": 2, "first_k_dense_replace": 1}
 GPT = {"n_embd": 64, "n_layer": 2, "n_head": 4, "rotary_dim": 8, "n_positions": 512}
 
-# name -> config class, its keys, whether the fast paths fit; windows are shorter than the toy task's prompts of about
-# 50 tokens, but for one
+# name -> config class, its keys, whether the scorer's tree fits; the toy task's prompts have 43 to 47 tokens
 BASES = {
     "llama": ("LlamaConfig", GROUPED, True),
     "qwen3": ("Qwen3Config", HEAD, True),
@@ -25,14 +24,35 @@ BASES = {
     "gpt-neox": ("GPTNeoXConfig", {}, True),
     "olmo2": ("Olmo2Config", GROUPED, True),
     "mistral, window above every row": ("MistralConfig", {**GROUPED, "sliding_window": 200}, True),
+    "mistral, window 60": ("MistralConfig", {**GROUPED, "sliding_window": 60}, False),
+    "mistral, window 16": ("MistralConfig", {**GROUPED, "sliding_window": 16}, False),
     "mistral, window 32": ("MistralConfig", {**GROUPED, "sliding_window": 32}, False),
     "mistral, window 8": ("MistralConfig", {**GROUPED, "sliding_window": 8}, False),
-    "qwen3, window 16": ("Qwen3Config", {**HEAD, "use_sliding_window": True, "sliding_window": 16, "layer_types": MIXED}, False),
+    "qwen3, window 16": (
+        "Qwen3Config",
+        {**HEAD, "use_sliding_window": True, "sliding_window": 16, "layer_types": MIXED},
+        False,
+    ),
     "gemma2, soft caps": ("Gemma2Config", {**HEAD, "sliding_window": 512}, False),
     "gemma3, window 16": ("Gemma3TextConfig", {**HEAD, "sliding_window": 16, "layer_types": MIXED}, False),
-    "gemma4, shared keys": ("Gemma4TextConfig", {**HEAD, "num_kv_shared_layers": 2, "num_hidden_layers": 4, "layer_types": MIXED * 2, "hidden_size_per_layer_input": 8}, False),
+    "gemma4, shared keys": (
+        "Gemma4TextConfig",
+        {
+            **HEAD,
+            "num_kv_shared_layers": 2,
+            "num_hidden_layers": 4,
+            "layer_types": MIXED * 2,
+            "hidden_size_per_layer_input": 8,
+            "vocab_size_per_layer_input": 512,
+        },
+        False,
+    ),
     "gpt-oss, sinks": ("GptOssConfig", {**HEAD, **EXPERTS, "sliding_window": 512}, False),
-    "qwen3.5, linear attention": ("Qwen3_5TextConfig", {**HEAD, **LINEAR, "layer_types": ["linear_attention", "full_attention"]}, False),
+    "qwen3.5, linear attention": (
+        "Qwen3_5TextConfig",
+        {**HEAD, **LINEAR, "layer_types": ["linear_attention", "full_attention"]},
+        False,
+    ),
     "stablelm": ("StableLmConfig", GROUPED, False),
     "nemotron": ("NemotronConfig", GROUPED, False),
     "diffllama": ("DiffLlamaConfig", GROUPED, False),
@@ -42,14 +62,38 @@ BASES = {
     "bloom, alibi": ("BloomConfig", {"n_layer": 2, "n_head": 4}, False),
     "granite, scaled logits": ("GraniteConfig", {**GROUPED, "logits_scaling": 4.0}, False),
     "cohere, scaled logits": ("CohereConfig", GROUPED, False),
-    "llama 4": ("Llama4TextConfig", {**HEAD, **EXPERTS, "intermediate_size_mlp": 64, "attention_chunk_size": 16}, False),
+    "llama 4": (
+        "Llama4TextConfig",
+        {**HEAD, **EXPERTS, "intermediate_size_mlp": 64, "attention_chunk_size": 16},
+        False,
+    ),
     "deepseek-v3": ("DeepseekV3Config", DEEPSEEK, False),
-    "modernbert-decoder, window 16": ("ModernBertDecoderConfig", {"local_attention": 16, "bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0}, False),
+    "modernbert-decoder, window 16": (
+        "ModernBertDecoderConfig",
+        {"local_attention": 16, "bos_token_id": 0, "cls_token_id": 0, "sep_token_id": 0},
+        False,
+    ),
     "mamba": ("MambaConfig", {"state_size": 8}, False),
     "falcon-h1, mixture": ("FalconH1Config", {**GROUPED, **MAMBA, "mamba_d_ssm": 128}, False),
     "bamba, mixture": ("BambaConfig", {**GROUPED, **MAMBA, "attn_layer_indices": [1]}, False),
-    "jamba, mixture": ("JambaConfig", {**GROUPED, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False}, False),
-    "zamba2, mixture": ("Zamba2Config", {"num_key_value_heads": 4, "mamba_d_state": 16, "n_mamba_heads": 4, "mamba_headdim": 32, "mamba_ngroups": 1, "layers_block_type": ["mamba", "hybrid"], "num_mem_blocks": 1}, False),
+    "jamba, mixture": (
+        "JambaConfig",
+        {**GROUPED, "attn_layer_period": 2, "attn_layer_offset": 1, "mamba_d_state": 8, "use_mamba_kernels": False},
+        False,
+    ),
+    "zamba2, mixture": (
+        "Zamba2Config",
+        {
+            "num_key_value_heads": 4,
+            "mamba_d_state": 16,
+            "n_mamba_heads": 4,
+            "mamba_headdim": 32,
+            "mamba_ngroups": 1,
+            "layers_block_type": ["mamba", "hybrid"],
+            "num_mem_blocks": 1,
+        },
+        False,
+    ),
 }
 
 
@@ -57,7 +101,7 @@ def random_base(name: str, tokenizer, attention: str | None = None, dtype: torch
     """A model of BASES whose weights are far from nothing, as trained ones are."""
     kind, keys, _ = BASES[name]
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
-    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 512, "vocab_size_per_layer_input": len(tokenizer)}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 512}
     ends = {"bos_token_id": None, "eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
     config = getattr(transformers, kind)(**{**sizes, **ends, **keys})
     torch.manual_seed(0)
