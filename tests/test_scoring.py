@@ -1,7 +1,6 @@
 """Label probabilities against a plain computation, one label at a time."""
 
 import numpy as np
-import pytest
 import torch
 from bases import one_label_at_a_time
 from transformers.integrations.neftune import activate_neftune

@@ -22,10 +22,9 @@ from trl import SFTTrainer
 from fintune.errors import UserError
 from fintune.model.adapted_layers import FusedLayers
 from fintune.model.attention import SHARED_PREFIX, causal_masks
-from fintune.model.forward import common_prefix, evaluation, last_mlp_at, own_attention, set_attention
+from fintune.model.forward import common_prefix, evaluation, last_mlp_at, set_attention
 from fintune.model.fused import keep
 from fintune.model.load import is_sharded
-from fintune.model.plain import misfit
 from fintune.model.prompt import IGNORE
 
 
@@ -52,47 +51,16 @@ class SharedPrefixCollator:
             return None
         return cls(common_prefix([ids for dataset in datasets for ids in dataset["input_ids"]]))
 
-    def fitting(self, model: PreTrainedModel, *datasets: Dataset) -> "SharedPrefixCollator | None":
-        """Itself; None, TRL's own, where a shared line changes the base's loss, which is printed.
-
-        Raises:
-            UserError: it does, and the rows have weights; the base's own forward fails.
-        """
-        lengths = [[len(ids) for ids in dataset["input_ids"]] for dataset in datasets]
-        places = sorted((n, number, row) for number, some in enumerate(lengths) for row, n in enumerate(some))
-        some = places[0], places[-1], places[len(places) // 2]
-        why = self.misfit(model, [datasets[number][row] for _, number, row in some])
-        if why is None:
-            return self
-        said = f"{model.config.name_or_path} does not fit `batching: shared_prefix` ({why})"
-        if any("weight" in dataset.column_names for dataset in datasets):
-            raise UserError(f"{said}, and padded rows have no `class_weights`; leave these out, or take another base")
-        attention = own_attention(model)
-        print(f"batching: {said}; its rows are padded, as with `batching: padded`, with its own attention {attention}")
-        return None
-
-    def misfit(self, model: PreTrainedModel, rows: list[dict]) -> str | None:
-        """How the label tokens of rows that share a line differ from those of separate rows; see `plain.misfit`.
-
-        Called with the shortest, the longest, which a window may cut, and one between: three forwards of a row, and
-        in 16 bits six.
-        """
-        answers = [[token for token in row["labels"] if token != IGNORE] for row in rows]
-        prompts = [row["input_ids"][: -len(answer)] for row, answer in zip(rows, answers, strict=True)]
-
-        def fast() -> np.ndarray:
-            batch = {
-                key: value.to(model.device) if torch.is_tensor(value) else value for key, value in self(rows).items()
-            }
-            labels = batch.pop("labels")[0]
-            for key in ("lengths", "weights", "mean_length"):  # of the trainer
-                del batch[key]
-            with evaluation(model, SHARED_PREFIX), last_mlp_at(model, batch["logits_to_keep"]):
-                logits = model(**batch, use_cache=False).logits[0]
-            found = -F.cross_entropy(logits.float(), labels, reduction="none").double()
-            return np.array([part.sum().item() for part in found.split(list(map(len, answers)))])
-
-        return misfit(model, prompts, answers, fast)
+    def log_probs(self, model: PreTrainedModel, rows: list[dict]) -> np.ndarray:
+        """(rows,) log-likelihoods of the label tokens of rows that share one line."""
+        batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in self(rows).items()}
+        labels, lengths = batch.pop("labels")[0], [sum(token != IGNORE for token in row["labels"]) for row in rows]
+        for key in ("lengths", "weights", "mean_length"):  # of the trainer
+            del batch[key]
+        with evaluation(model, SHARED_PREFIX), last_mlp_at(model, batch["logits_to_keep"]):
+            logits = model(**batch, use_cache=False).logits[0]
+        found = -F.cross_entropy(logits.float(), labels, reduction="none").double()
+        return np.array([part.sum().item() for part in found.split(lengths)])
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
