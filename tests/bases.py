@@ -1,8 +1,12 @@
 """Small random causal language models of many architectures, for what must hold on every base."""
 
+import re
+
 import numpy as np
 import torch
 import transformers
+
+from fintune.model.encoder import EncoderInput
 
 MIXED = ["sliding_attention", "full_attention"]
 GROUPED = {"num_key_value_heads": 2}
@@ -96,9 +100,21 @@ BASES = {
     ),
 }
 
+ENCODERS = {  # name -> config class, whether it mixes padding into a text
+    "bert": ("BertConfig", False),
+    "roberta": ("RobertaConfig", False),
+    "distilbert": ("DistilBertConfig", False),
+    "electra": ("ElectraConfig", False),
+    "mpnet": ("MPNetConfig", False),
+    "modernbert": ("ModernBertConfig", False),
+    "fnet": ("FNetConfig", True),
+    "convbert": ("ConvBertConfig", True),
+    "nystromformer": ("NystromformerConfig", True),
+}
+
 
 def random_base(name: str, tokenizer, attention: str | None = None, dtype: torch.dtype = torch.float32):
-    """A model of BASES whose weights are far from nothing, as trained ones are."""
+    """A model of BASES."""
     kind, keys, _ = BASES[name]
     sizes = {"vocab_size": len(tokenizer), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
     sizes |= {"num_attention_heads": 4, "max_position_embeddings": 512}
@@ -107,12 +123,17 @@ def random_base(name: str, tokenizer, attention: str | None = None, dtype: torch
     torch.manual_seed(0)
     given = {"attn_implementation": attention} if attention else {}
     model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32, **given).eval()
-    with torch.no_grad():
-        for weights in model.parameters():
-            noise = torch.randn_like(weights)
-            weights.copy_(noise * 0.15 if weights.dim() > 1 else weights + noise * 0.1)
+    shake(model)
     model.config.name_or_path = name
     return model.to(dtype)
+
+
+@torch.no_grad()
+def shake(model) -> None:
+    """Weights far from nothing, as trained ones are."""
+    for weights in model.parameters():
+        noise = torch.randn_like(weights)
+        weights.copy_(noise * 0.15 if weights.dim() > 1 else weights + noise * 0.1)
 
 
 @torch.no_grad()
@@ -126,3 +147,17 @@ def one_label_at_a_time(model, prompt, texts) -> np.ndarray:
             row.append(sum(log_probs[len(ids) + i - 1, token].item() for i, token in enumerate(label)))
         scores.append(row)
     return np.array(scores)
+
+
+def random_encoder(name: str, texts: list[str]):
+    """A classifier of ENCODERS with three labels, and what reads the words of the texts for it."""
+    words = sorted({word for text in texts for word in re.findall(r"\w+|[^\w\s]", text.lower())})
+    vocabulary = {word: number for number, word in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *words])}
+    sizes = {"vocab_size": len(vocabulary), "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2}
+    sizes |= {"num_attention_heads": 4, "max_position_embeddings": 128, "num_labels": 3, "pad_token_id": 0}
+    torch.manual_seed(0)
+    config = getattr(transformers, ENCODERS[name][0])(**sizes)
+    model = transformers.AutoModelForSequenceClassification.from_config(config, dtype=torch.float32).eval()
+    shake(model)
+    tokenizer = transformers.BertTokenizer(vocab=vocabulary, model_max_length=128)
+    return model, EncoderInput(tokenizer, config, 120)

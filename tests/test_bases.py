@@ -6,8 +6,9 @@ import re
 import numpy as np
 import pytest
 import torch
-from bases import BASES, one_label_at_a_time, random_base
-from conftest import SMALL, script
+from bases import BASES, ENCODERS, one_label_at_a_time, random_base, random_encoder, shake
+from conftest import COMPANIES, SMALL, TEXTS, script
+from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, GPT2Config
 from trl import SFTConfig
 
@@ -15,8 +16,10 @@ from fintune.cli import command
 from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
 from fintune.model import plain
+from fintune.model.load import merged
 from fintune.model.plain import FITS
 from fintune.model.prompt import IGNORE
+from fintune.scoring.encoder_scorer import EncoderScorer
 from fintune.scoring.greedy import greedy_label_rate
 from fintune.scoring.label_scorer import LabelScorer
 from fintune.training.own_forward import OwnForwardTrainer, choose_trainer
@@ -67,15 +70,12 @@ def test_the_loss_is_that_of_separate_rows(toy, tmp_path, name, batching, capsys
     expected = sum(out.loss.item() * count for out, count in zip(each, tokens, strict=True)) / sum(tokens)
     trainer = trainer_class(
         model=model,
-        args=SFTConfig(
-            str(tmp_path / "out"), gradient_checkpointing=False, use_cpu=True, bf16=False, report_to="none"
-        ),
+        args=SFTConfig(str(tmp_path / "out"), use_cpu=True, bf16=False, report_to="none", router_aux_loss_coef=0.0),
         train_dataset=dataset,
         data_collator=collator,
         processing_class=prompt.tokenizer,
     )
     with torch.no_grad():
-        trainer.current_gradient_accumulation_steps = 1
         loss = trainer.compute_loss(model.eval(), trainer.data_collator(rows), num_items_in_batch=sum(tokens))
     assert loss.item() == pytest.approx(expected, abs=1e-3)
 
@@ -130,15 +130,14 @@ def test_in_16_bits_a_misfit_is_told_from_rounding(toy, dtype):
 
 def test_what_looks_ahead_or_cannot_read_a_prompt_is_refused_in_one_line(toy):
     _, data, prompt, _ = toy
-    size = {"vocab_size": len(prompt.tokenizer), "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 1}
+    size = {"vocab_size": len(prompt.tokenizer), "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2}
     for config, said in (
         (BertConfig(**size, intermediate_size=32), r"BertLMHeadModel looks ahead.*train_cls\.py"),
         (GPT2Config(**size, n_positions=16, eos_token_id=0, bos_token_id=0), r"its own forward fails .*Index"),
     ):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
-        for weights in model.parameters():
-            weights.data = torch.randn_like(weights) * 0.3
+        shake(model)
         with pytest.raises(UserError, match=said) as caught:
             LabelScorer(model, prompt).check(data.splits["test"]["text"])
         assert "\n" not in str(caught.value)
@@ -168,12 +167,24 @@ def test_a_run_on_a_base_with_windows_answers_alike_everywhere(toy, tmp_path, ca
     check_answers(tmp_path, capsys)
 
 
-@pytest.mark.parametrize("modules", [["q_proj", "embed_tokens"], ["q_proj", "lm_head"]])
-def test_one_end_of_a_tied_base_is_merged_without_the_other(toy, tmp_path, capsys, modules):
-    flags = ["data/toy.yaml", "small.yaml", *SMALL, "--output_dir", "run", "--learning_rate", "1e-2"]
+@pytest.mark.parametrize("modules", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head"], ["q_proj"]])
+def test_one_end_of_a_tied_base_is_merged_without_the_other(toy, modules):
+    _, data, prompt, model = toy
+    torch.manual_seed(0)
+    adapted = get_peft_model(model, LoraConfig(target_modules=modules, init_lora_weights=False)).eval()
+    ids = torch.tensor(prompt.encode(data.splits["test"]["text"][:1]))
+    with torch.no_grad():
+        before = adapted(ids).logits
+        plain_model = merged(adapted)
+        torch.testing.assert_close(plain_model(ids).logits, before, atol=1e-4, rtol=1e-4)
+    assert plain_model.config.tie_word_embeddings == (modules == ["q_proj"])
+
+
+def test_a_run_with_adapted_embeddings_on_a_tied_base_answers_alike_everywhere(toy, tmp_path, capsys):
     with (tmp_path / "small.yaml").open("a") as recipe:
-        recipe.write(f"lora_modules_to_save:\nlora_target_modules: [{', '.join(modules)}]\n")
-    script("train_sft").main([*flags, "--num_train_epochs", "4"])
+        recipe.write("lora_modules_to_save:\nlora_target_modules: [q_proj, embed_tokens]\n")
+    flags = [*SMALL, "--output_dir", "run", "--learning_rate", "1e-2", "--num_train_epochs", "4"]
+    script("train_sft").main(["data/toy.yaml", "small.yaml", *flags])
     assert json.loads((tmp_path / "run/base/config.json").read_text())["tie_word_embeddings"]
     check_answers(tmp_path, capsys)
 
@@ -193,3 +204,12 @@ def check_answers(folder, capsys) -> None:
     assert AutoTokenizer.from_pretrained(folder / "exported").get_vocab() == prompt.tokenizer.get_vocab()
     scores = one_label_at_a_time(model, prompt, [row["text"] for row in rows]) / classifier.calibration["temperature"]
     np.testing.assert_allclose(torch.tensor(scores).softmax(-1).numpy(), recorded, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_an_encoders_score_does_not_depend_on_its_neighbours(name, capsys):
+    texts = [text.format(company) for some in TEXTS.values() for text in some for company in COMPANIES[:2]]
+    model, encoder = random_encoder(name, texts)
+    alone = np.concatenate([EncoderScorer(model, encoder).probabilities([text]) for text in texts])
+    np.testing.assert_allclose(EncoderScorer(model, encoder).probabilities(texts), alone, atol=1e-5)
+    assert ("reads padding" in capsys.readouterr().err) == ENCODERS[name][1]

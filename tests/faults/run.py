@@ -25,7 +25,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from faults import checkpoints, disk, files, folders, headlines, hub, recipes, service, tracking, weights
+from faults import bases, checkpoints, disk, files, folders, headlines, hub, recipes, service, tracking, weights
 from faults.shared import Fault
 from fintune import machine
 from fintune.files import write_text
@@ -75,6 +75,11 @@ def kinds(runs: list[Path]) -> dict[str, tuple[str, str, Callable[[Fault], None]
         ),
         "recipes": ("recipes of random YAML", "parsed, or refused in one line; no code runs", recipes.random_yaml),
         "files": ("damaged data files", "every row as written, or the line is named", files.spoilt_files),
+        "bases": (
+            "bases with windows, sinks, soft caps, state spaces, shared keys, padding that is read",
+            "each scores as its own forward of single rows (1e-3), or is refused in one line",
+            bases.architectures,
+        ),
         "weights": (
             "runs with pickled, truncated or foreign weights",
             "refused; nothing is unpickled, no remote code runs",

@@ -84,7 +84,7 @@ def misfit(
     largest = np.abs(found - own).max()
     if why is None and largest <= may:
         return None
-    if abs(_seen_ahead(model, prompts[0])) > may:
+    if any(abs(_seen_ahead(model, prompt)) > may for prompt in prompts):
         raise UserError(
             f"{model.config.name_or_path}: {type(model).__name__} looks ahead, so it has no answer to what a text is "
             "followed by; train it with train_cls.py, which is for encoders"

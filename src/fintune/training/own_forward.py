@@ -50,14 +50,18 @@ def choose_trainer(
 
 def _by_trl(model: PreTrainedModel, rows: list[dict]) -> np.ndarray:
     """(rows,) log-likelihoods of the label tokens by the head that SFTTrainer computes its loss with."""
-    before = vars(model).get("forward")
+    before, config = vars(model).get("forward"), model.config.get_text_config()
+    # which it asks every base for whose config has both keys
+    router = hasattr(config, "output_router_logits") and getattr(config, "router_aux_loss_coef", 0.0) != 0.0
+    asked = {"fused_lm_head": True, "use_cache": False} | ({"output_router_logits": True} if router else {})
     add_fused_lm_head(model)
     try:
         with evaluation(model):
-            each = [
-                {key: torch.tensor([row[key]], device=model.device) for key in ("input_ids", "labels")} for row in rows
-            ]
-            return np.array([model(**row, fused_lm_head=True).log_probs.sum().item() for row in each])
+            found = []
+            for row in rows:
+                given = {key: torch.tensor([row[key]], device=model.device) for key in ("input_ids", "labels")}
+                found.append(model(**given, **asked).log_probs.sum().item())
+            return np.array(found)
     finally:
         del model.forward
         if before is not None:
@@ -72,7 +76,7 @@ class OwnForwardTrainer(SFTTrainer):
     """
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Cross-entropy of label tokens, summed and divided by the step's label tokens, as TRL does."""
+        """Cross-entropy of label tokens, summed and divided by the step's label tokens; no router loss."""
         outputs = model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False)
         labels = inputs["labels"][:, 1:]
         logits, labels = outputs.logits[:, :-1][labels != IGNORE].float(), labels[labels != IGNORE]
