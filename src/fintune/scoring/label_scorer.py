@@ -19,13 +19,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gene
 
 from fintune.data.inputs import Input
 from fintune.model.attention import CACHED_PREFIX
+from fintune.model.batches import by_length, encoded_ahead
 from fintune.model.forward import common_prefix, evaluation, last_mlp_at, own_attention
 from fintune.model.load import merged
 from fintune.model.plain import FITS, log_likelihoods, misfit
 from fintune.model.prompt import Prompt
 from fintune.scoring.greedy import greedy_label_rate
 
-AT_ONCE = 8192  # texts that are tokenised and sorted together: memory does not grow with their number
 OWN_AT_ONCE = 256  # texts whose rows of one length go together where a model's own forward scores them
 GREEDY_ROWS = 64  # on which a model's own greedy answers are looked at
 
@@ -111,8 +111,7 @@ class LabelScorer:
         """
         scores, prefix = np.empty((len(inputs), len(self.tree.paths))), None
         with tqdm(total=len(inputs), desc=progress, disable=progress is None) as bar:
-            for start in range(0, len(inputs), AT_ONCE):
-                prompts = self.encoder.encode(inputs[start : start + AT_ONCE])
+            for start, prompts in encoded_ahead(inputs, self.encoder.encode):
                 if self._fits(prompts):
                     prefix = prefix or self._prefix(prompts)
                     batches = self._by_tree(prompts, *prefix)
@@ -143,8 +142,8 @@ class LabelScorer:
             return known is not None
         middle = len(longest) // 2
         some = [longest, min(prompts, key=len), longest[:middle] + longest[middle + 1 :]]
-        by_length = sorted(range(len(self.encoder.label_ids)), key=lambda label: len(self.encoder.label_ids[label]))
-        labels = [by_length[0], by_length[-1]]
+        labels = sorted(range(len(self.encoder.label_ids)), key=lambda label: len(self.encoder.label_ids[label]))
+        labels = [labels[0], labels[-1]]
 
         def fast() -> np.ndarray:
             found = np.empty((len(some), len(self.tree.paths)))
@@ -185,18 +184,10 @@ class LabelScorer:
         # one more token in place of a text, so that the whole of `prefix` may be shared
         shared = common_prefix([*prompts, [*prefix, -1]])
         known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in cache] if shared else []
+        lengths = [len(ids) - shared + len(self.tree.tokens) for ids in prompts]
         with evaluation(self.model, CACHED_PREFIX):
-            for rows in self._batches(prompts, shared):
+            for rows in by_length(lengths, self.tokens_per_batch):
                 yield rows, self._score([prompts[row][shared:] for row in rows], known, shared)
-
-    def _batches(self, prompts: list[list[int]], shared: int) -> Iterator[list[int]]:
-        """Rows of like length together, longest first, so that memory runs out at once or never."""
-        rows = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-        while rows:
-            length = len(prompts[rows[0]]) - shared + len(self.tree.tokens)
-            size = max(1, self.tokens_per_batch // length)
-            yield rows[:size]
-            rows = rows[size:]
 
     def _prefix_cache(self, prefix: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the shared instruction, (1, heads, prefix, head size) a layer."""
