@@ -22,7 +22,7 @@ from test_baselines import frozen, save_encoder
 from test_export import run_snippet
 
 from fintune.cli import command
-from fintune.data.splits import URL
+from fintune.data.same_text import URL
 from fintune.deploy.classifier import Classifier
 from fintune.deploy.predict import predict
 from fintune.deploy.service import create_app
@@ -212,6 +212,26 @@ def test_a_labelling_goes_on_with_the_same_model_alone(runs, copy, tmp_path, mon
     with pytest.raises(UserError, match="was begun with another run"):
         command([words[0], str(other), *words[2:]])
     assert command(words) == 0
+
+
+def test_an_export_touches_no_folder_of_the_users(runs, tmp_path, monkeypatch):
+    words = ["export", str(runs["tfidf"]), str(tmp_path / "plain")]
+    (tmp_path / "plain.partial").mkdir()
+    (tmp_path / "plain.partial/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"plain\.partial: already exists; remove it if it is of an export that was"):
+        command(words)
+    assert (tmp_path / "plain.partial/notes.txt").read_text() == "mine"
+    shutil.rmtree(tmp_path / "plain.partial")
+
+    def meanwhile(*args):
+        (tmp_path / "plain").mkdir()
+        (tmp_path / "plain/notes.txt").write_text("mine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fintune.deploy.export.write_card", meanwhile)
+        with pytest.raises(UserError, match="plain: already exists"):
+            command(words)
+    assert [path.name for path in tmp_path.rglob("*")] == ["plain", "notes.txt"]
 
 
 def test_it_is_scored_again_by_evaluate(runs, monkeypatch, capsys):

@@ -237,7 +237,6 @@ def load_encoder(base: str, revision: str | None, task: Task, device: torch.devi
             label2id={name: label for label, name in enumerate(names)},
             problem_type="single_label_classification",
             dtype=torch.float32,  # as stored, without this
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # another task's head; checked below

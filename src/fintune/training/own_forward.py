@@ -75,6 +75,13 @@ class OwnForwardTrainer(SFTTrainer):
     asks MoE outputs for fields that some do not have (Llama 4, Doge).
     """
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        if self.args.loss_type != "nll":
+            raise UserError(
+                f"loss_type is {self.args.loss_type!r}, which this base's own forward does not have; take nll"
+            )
+
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Cross-entropy of label tokens, summed and divided by the step's label tokens; no router loss."""
         outputs = model(**{key: value for key, value in inputs.items() if key != "labels"}, use_cache=False)
