@@ -104,46 +104,29 @@ def serve(
 
     POST /classify takes one text, or {"texts": [...]}, with the columns that the run reads; GET /healthz and GET
     /metrics (Prometheus) report its state. Requests that arrive together are scored together, those of each client
-    (address) in turn. SIGTERM ends it once the open requests are answered. There is no authentication and no TLS: put a proxy in
-    front of it before other machines may reach it. Needs the extra: pip install 'fintune[serve]'.
+    (address) in turn. SIGTERM ends it once the open requests are answered. There is no authentication and no TLS:
+    put a proxy in front of it before other machines may reach it. Needs the extra: pip install 'fintune[serve]'.
 
     \b
     Example:
       fintune serve runs/sentiment/tiny --port 8000
       curl localhost:8000/classify -H 'Content-Type: application/json' -d '{"text": "Alder raised its dividend again"}'
     """
-    import logging
-
-    import uvicorn
-
     from fintune.data.inputs import as_input
+    from fintune.deploy import service
     from fintune.deploy.classifier import Classifier
     from fintune.deploy.http_guard import host_names
     from fintune.deploy.predict import find_threshold
-    from fintune.deploy.service import create_app, listen
     from fintune.results.verify import read_result
 
     result = read_result(run_dir)
     threshold = find_threshold(result["calibration"], abstain_below, target_accuracy)
     allowed_hosts = host_names(allowed_host or ())
-    listening = listen(host, port)
+    listening = service.listen(host, port)
     classifier = Classifier.from_pretrained(run_dir)
     classifier([as_input("warm up", {name: name for name in classifier.columns})])
-    application = create_app(classifier, threshold, max_waiting, max_body, host, allowed_hosts)
-    config = uvicorn.Config(
-        application,
-        http="h11",
-        ws="none",
-        access_log=False,
-        limit_concurrency=max_connections,
-        timeout_graceful_shutdown=graceful_timeout,
-    )
-    address = f"[{host}]" if ":" in host else host
-    started = (
-        "Uvicorn running on http://%s:%d (Press CTRL+C to quit)"  # which it leaves out for a socket that it is given
-    )
-    logging.getLogger("uvicorn.error").info(started, address, listening.getsockname()[1])
-    uvicorn.Server(config).run([listening])
+    application = service.create_app(classifier, threshold, max_waiting, max_body, host, allowed_hosts)
+    service.serve(application, listening, max_connections, graceful_timeout)
 
 
 @app.command()

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -19,7 +19,7 @@ SMALL = 64  # texts of a request that finds room where a client's large ones hav
 
 
 class QueueFull(Exception):
-    """More texts of this client are waiting than may."""
+    """More texts of this client would wait than may; its argument is how many do."""
 
 
 @dataclass(eq=False)
@@ -43,11 +43,11 @@ class Batcher:
         """
         Args:
             most_waiting: texts of one client that may wait or be scored at a time; its requests of up to `SMALL`
-                texts have as much room again.
+                texts have a room of their own, of the same size.
             observe: told how many texts each call scores.
         """
         self.classifier, self.most_waiting, self.observe = classifier, most_waiting, observe
-        self.waiting: dict[str, int] = {}  # client -> texts not yet answered
+        self.waiting: Counter[tuple[str, bool]] = Counter()  # (client, small) -> texts not yet answered
         self._turns: dict[str, deque[_Waiting]] = {}  # client -> requests with texts to score, next client first
         self._arrived = asyncio.Event()
         self._at_once = TURN  # until the first call is timed
@@ -61,19 +61,19 @@ class Batcher:
         """
         if not texts:
             return np.empty((0, len(self.classifier.names)))
-        room = 2 * self.most_waiting if len(texts) <= SMALL else self.most_waiting
-        if self.waiting.get(client, 0) + len(texts) > room:
-            raise QueueFull
+        room = client, len(texts) <= SMALL
+        if self.waiting[room] + len(texts) > self.most_waiting:
+            raise QueueFull(self.waiting[room])
+        self.waiting[room] += len(texts)
         request = _Waiting(texts, asyncio.get_running_loop().create_future())
-        self.waiting[client] = self.waiting.get(client, 0) + len(texts)
         self._turns.setdefault(client, deque()).append(request)
         self._arrived.set()
         try:
             return await request.answer
         finally:
-            self.waiting[client] -= len(texts)
-            if not self.waiting[client]:
-                del self.waiting[client]
+            self.waiting[room] -= len(texts)
+            if not self.waiting[room]:
+                del self.waiting[room]
 
     async def run(self) -> None:
         """Score what comes, until cancelled."""

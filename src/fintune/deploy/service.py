@@ -3,6 +3,8 @@
 import asyncio
 import errno
 import json
+import logging
+import re
 import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
@@ -12,6 +14,7 @@ from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 import numpy as np
+import uvicorn
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.applications import Starlette
@@ -30,16 +33,14 @@ from fintune.errors import UserError
 BODY_SECONDS = 30  # that a client may take to send its request
 LARGE = 2**14  # bytes of a body or an answer that take more than a millisecond to read or write
 BOM = b"\xef\xbb\xbf"
+STRING = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # of JSON, also one that does not end
 T = TypeVar("T")
 
 
 class ClassifyRequest(BaseModel):
-    """The body of POST /classify: one text, or several.
+    """The body of POST /classify: one text, or several."""
 
-    However much is wrong with a body, reading it stops at the first fault: a list of all took 2.5 s a megabyte.
-    """
-
-    model_config = ConfigDict(extra="allow", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True)
     text: str | None = None
     texts: list[str] | None = Field(None, fail_fast=True)
 
@@ -49,20 +50,15 @@ class ClassifyRequest(BaseModel):
             raise ValueError('give {"text": "..."} or {"texts": ["...", ...]}')
         return self
 
-    @model_validator(mode="after")
-    def _nothing_else(self):
-        if self.model_extra:
-            raise ValueError(f"{next(iter(self.model_extra))}: Extra inputs are not permitted")
-        return self
-
 
 class RowsRequest(ClassifyRequest):
     """The body where the run reads columns too: a text with them, or several."""
 
+    model_config = ConfigDict(extra="allow")
     texts: list[dict[str, object]] | None = Field(None, fail_fast=True)
 
     @model_validator(mode="after")
-    def _nothing_else(self):
+    def _columns_in_their_row(self):
         if self.texts is not None and self.model_extra:
             raise ValueError(f"{next(iter(self.model_extra))!r} beside `texts`; put it into each of them")
         return self
@@ -105,6 +101,30 @@ def listen(host: str, port: int) -> socket.socket:
         raise UserError(f"cannot listen on port {port} of {host!r}: {why}; {remedy}") from error
 
 
+def serve(app: Starlette, listening: socket.socket, max_connections: int, graceful_timeout: int) -> None:
+    """Answer requests until a signal comes.
+
+    Args:
+        max_connections: beyond them a request is answered with 503.
+        graceful_timeout: seconds for the open requests after SIGTERM.
+    """
+    config = uvicorn.Config(
+        app,
+        http="h11",
+        ws="none",
+        access_log=False,
+        limit_concurrency=max_connections,
+        timeout_graceful_shutdown=graceful_timeout,
+    )
+    host, port, *_ = listening.getsockname()
+    log = logging.getLogger("uvicorn.error")
+    # cancelled after that time, since its client does not read: no fault that needs a traceback
+    log.addFilter(lambda record: not (record.exc_info and isinstance(record.exc_info[1], asyncio.CancelledError)))
+    # uvicorn says it only of sockets of its own
+    log.info("Uvicorn running on http://%s:%d (Press CTRL+C to quit)", f"[{host}]" if ":" in host else host, port)
+    uvicorn.Server(config).run([listening])
+
+
 def create_app(
     classifier: Classifier,
     threshold: float,
@@ -132,7 +152,8 @@ def create_app(
     metrics = Metrics()
     batcher = Batcher(classifier, most_waiting, metrics.batch.observe)
     aside = Aside()
-    metrics.waiting.set_function(lambda: sum(batcher.waiting.values()))
+    most_values = 2 * (most_waiting + 1) * (len(classifier.columns) + 1)  # names and strings of so many texts
+    metrics.waiting.set_function(batcher.waiting.total)
 
     async def classify(request: Request) -> Response:
         started, status = time.perf_counter(), 500
@@ -169,6 +190,8 @@ def create_app(
 
     def read(content: bytes) -> tuple[list[Input], bool]:
         """The texts of a body, and whether it is a single one outside of a list."""
+        if len(content) > LARGE and _holds_over(content, most_values):
+            raise Refused(413, f"over {most_values:,} values in one request; send {most_waiting:,} texts at a time")
         try:
             kind = RowsRequest if classifier.columns else ClassifyRequest
             body = kind.model_validate_json(content.removeprefix(BOM))
@@ -200,8 +223,7 @@ def create_app(
         }
 
     async def healthz(request: Request) -> Response:
-        waiting = sum(batcher.waiting.values())
-        state = {"status": "ok", "labels": classifier.names, "waiting_texts": waiting}
+        state = {"status": "ok", "labels": classifier.names, "waiting_texts": batcher.waiting.total()}
         more = {"columns": classifier.columns, "caveat": classifier.caveat}
         return JSONResponse(state | {key: value for key, value in more.items() if value})
 
@@ -262,6 +284,12 @@ async def _body(request: Request, most: int) -> bytes:
     except TimeoutError:
         raise Refused(408, f"the request's body took over {BODY_SECONDS} seconds") from None
     return bytes(content)
+
+
+def _holds_over(content: bytes, most: int) -> bool:
+    """Whether a body of JSON has more values: while Python builds half a million, it does nothing else for seconds."""
+    bare, strings = STRING.subn(b"", content, most + 1)
+    return strings > most or sum(map(bare.count, (b",", b"[", b"{"))) > most
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
