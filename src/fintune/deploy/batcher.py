@@ -50,7 +50,7 @@ class Batcher:
         self.waiting: Counter[tuple[str, bool]] = Counter()  # (client, small) -> texts not yet answered
         self._turns: dict[str, deque[_Waiting]] = {}  # client -> requests with texts to score, next client first
         self._arrived = asyncio.Event()
-        self._at_once = TURN  # until the first call is timed
+        self._at_once = TURN  # texts of the next call: twice as many after a quick full one, half after a slow one
         self._thread = ThreadPoolExecutor(1, "scoring")  # one: the classifier is not made for two
 
     async def __call__(self, texts: list[Input], client: str) -> np.ndarray:
@@ -80,12 +80,15 @@ class Batcher:
         while True:
             await self._arrived.wait()
             parts, started = self._next_call(), time.perf_counter()
-            if parts:
-                await self._score(parts)
-                speed = sum(map(len, parts.values())) / (time.perf_counter() - started)  # texts a second
-                self._at_once = int(min(max(CALL_SECONDS * speed, TURN), AT_ONCE))
-            else:
+            if not parts:
                 self._arrived.clear()
+                continue
+            await self._score(parts)
+            took = time.perf_counter() - started
+            if took > CALL_SECONDS:
+                self._at_once = max(self._at_once // 2, TURN)
+            elif took < CALL_SECONDS / 2 and sum(map(len, parts.values())) == self._at_once:
+                self._at_once = min(self._at_once * 2, AT_ONCE)
 
     def close(self) -> None:
         """Wait for the call that runs."""

@@ -95,7 +95,7 @@ def listen(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, UnicodeError) as error:
-        why = getattr(error, "strerror", None) or "no address"
+        why = (getattr(error, "strerror", None) or "no address").partition(" (while")[0]
         busy = getattr(error, "errno", None) == errno.EADDRINUSE
         remedy = "give another --port, or end what listens there" if busy else "give another --host or --port"
         raise UserError(f"cannot listen on port {port} of {host!r}: {why}; {remedy}") from error
@@ -178,11 +178,8 @@ def create_app(
             return Response(body, media_type="application/json")
         except Refused as error:
             return error_response(error.status, str(error))
-        except QueueFull:
-            waiting = batcher.waiting[client]
-            return error_response(
-                429, f"{waiting} texts of yours are waiting already; try again", {"Retry-After": "1"}
-            )
+        except QueueFull as full:
+            return error_response(429, f"{full} texts of yours are waiting already; try again", {"Retry-After": "1"})
         except ClientDisconnect:
             return Response(status_code=499)  # nobody reads it; for the metrics
         except asyncio.CancelledError:
