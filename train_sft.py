@@ -9,7 +9,8 @@ from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from fintune.data.load import inputs_of, load_data
 from fintune.errors import run
-from fintune.model.load import load_model, load_tokenizer, model_summary, peft_config, whole_model
+from fintune.model.adapter import peft_config
+from fintune.model.load import load_model, load_tokenizer, model_summary, tokenizer_keys, whole_model
 from fintune.model.prompt import Prompt
 from fintune.model.tiny import build_tiny
 from fintune.model.wheel import find_model
@@ -39,7 +40,7 @@ def main(argv: list[str]) -> None:
             base = build_tiny(
                 recipe.folder / "staging/base", task, inputs_of(data.splits["train"]), run_args, training_args
             )
-    tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
+    tokenizer = load_tokenizer(base, model_args.model_revision, **tokenizer_keys(training_args))
     prompt = Prompt(task, tokenizer, training_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"], data.class_weights(task))
     eval_dataset = prompt.training_rows(data.splits["validation"])
@@ -47,15 +48,17 @@ def main(argv: list[str]) -> None:
 
     # The method: SFTTrainer adds NEFTune's noise (neftune_noise_alpha), PEFT the adapter, scaled by alpha / sqrt(r)
     training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are ready: nothing to render or drop
+    training_args.chat_template_path = None  # the tokenizer has it
     collator = SharedPrefixCollator.of(run_args.batching, train_dataset, eval_dataset)
+    model = load_model(model_args, base, training_args.device, run_args.key_value_heads)
     trainer = (SharedPrefixTrainer if collator else SFTTrainer)(
-        model=load_model(model_args, base, training_args.device, run_args.key_value_heads),
+        model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=collator,
         processing_class=tokenizer,
-        peft_config=peft_config(model_args),
+        peft_config=peft_config(model_args, model),
     )
     trainer.add_callback(ScoreValidation(trainer, prompt, data))
     trainer.add_callback(CurveWatch(trainer, prompt, data))

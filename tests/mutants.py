@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = [
     (
         "alpha / r for alpha / sqrt(r)",
-        "src/fintune/model/load.py",
+        "src/fintune/model/adapter.py",
         "    config = get_peft_config(model_args)\n",
         "    model_args.use_rslora = False\n    config = get_peft_config(model_args)\n",
         "tests/test_end_to_end.py",
@@ -96,7 +96,7 @@ MUTANTS = [
     (
         "near-duplicates spread over the splits",
         "src/fintune/data/splits.py",
-        "members.setdefault(int(cluster), []).append(row)",
+        "members.setdefault(int(group), []).append(row)",
         "members.setdefault(len(members), []).append(row)",
         "tests/test_data.py",
     ),

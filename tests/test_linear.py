@@ -22,7 +22,7 @@ from test_baselines import frozen, save_encoder
 from test_export import run_snippet
 
 from fintune.cli import command
-from fintune.data.splits import URL
+from fintune.data.same_text import URL
 from fintune.deploy.classifier import Classifier
 from fintune.deploy.predict import predict
 from fintune.deploy.service import create_app

@@ -44,7 +44,7 @@ def test_many_texts_are_scored_in_parts_also_where_they_begin_alike(toy, monkeyp
     texts = [f"{company} cut its dividend" for company in ("Alder", "Alder Alder", "Alder Birch")]
     texts += list(data.splits["test"]["text"][:5])
     expected = one_label_at_a_time(model, prompt, texts)
-    monkeypatch.setattr("fintune.scoring.label_scorer.AT_ONCE", 3)
+    monkeypatch.setattr("fintune.model.batches.AT_ONCE", 3)
     scorer = LabelScorer(model, prompt)
     prefixes = []
     computed = scorer._prefix_cache

@@ -25,7 +25,7 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from faults import checkpoints, disk, files, folders, headlines, hub, recipes, service, tracking, weights
+from faults import checkpoints, disk, files, folders, headlines, hub, places, recipes, service, tracking, weights
 from faults.shared import Fault
 from fintune import machine
 from fintune.files import write_text
@@ -67,6 +67,11 @@ def kinds(runs: list[Path]) -> dict[str, tuple[str, str, Callable[[Fault], None]
             "two runs into one folder",
             "the second is refused by name, the first untouched",
             folders.two_at_once,
+        ),
+        "places": (
+            "places that cannot be read or written, no home, files of a run added or spoilt, closed streams",
+            "works without a home; the rest is refused in one line before the work, exit code 2",
+            places.places,
         ),
         "headlines": (
             "headlines with control tokens and hidden characters",

@@ -63,7 +63,12 @@ class Fault:
 
 def script(name: str, *argv: str, **environment: str | None) -> subprocess.Popen:
     """Start a script of the root; a variable that is None is taken out of its environment."""
-    return start([sys.executable, str(ROOT / name), *argv], **environment)
+    return start(script_command(name, *argv), **environment)
+
+
+def script_command(name: str, *argv: str) -> list[str]:
+    """The command line of a script of the root."""
+    return [sys.executable, str(ROOT / name), *argv]
 
 
 def train(folder: Path, *flags: str, **environment: str | None) -> subprocess.Popen:

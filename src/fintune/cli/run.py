@@ -8,6 +8,10 @@ import typer
 from fintune.cli.app import FORMATS, Delimiter, Encoding, app, argument, flag, option
 
 Run = Annotated[Path, argument("RUN", "Folder of a finished run.")]
+Base = Annotated[
+    Path | None,
+    option("FOLDER", "The model that the run was trained on, where it was moved since.", "where it was in training"),
+]
 AbstainBelow = Annotated[
     float, typer.Option(min=0, max=1, help="Mark an answer as abstained where its confidence is below this.")
 ]
@@ -62,6 +66,7 @@ def predict(
     ] = "local",
     delimiter: Delimiter = None,
     encoding: Encoding = None,
+    base: Base = None,
 ) -> int:
     """Label a file, lines as they come, or a folder on a cluster.
 
@@ -78,7 +83,7 @@ def predict(
     """
     from fintune.deploy.predict import predict
 
-    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding, column or ()
+    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding, column or (), base
     return predict(run_dir, source, output, text_column, prefix, *options)
 
 
@@ -99,6 +104,7 @@ def serve(
     graceful_timeout: Annotated[
         int, typer.Option(min=0, metavar="SECONDS", help="After SIGTERM, for the open requests.")
     ] = 25,
+    base: Base = None,
 ) -> None:
     """Answer requests over HTTP.
 
@@ -123,7 +129,7 @@ def serve(
     threshold = find_threshold(result["calibration"], abstain_below, target_accuracy)
     allowed_hosts = host_names(allowed_host or ())
     listening = service.listen(host, port)
-    classifier = Classifier.from_pretrained(run_dir)
+    classifier = Classifier.from_pretrained(run_dir, base=base)
     classifier([as_input("warm up", {name: name for name in classifier.columns})])
     application = service.create_app(classifier, threshold, max_waiting, max_body, host, allowed_hosts)
     service.serve(application, listening, max_connections, graceful_timeout)
@@ -139,6 +145,7 @@ def export(
             "ID", "Also send it to this repository on the Hub, such as me/sentiment: a private one, with HF_TOKEN."
         ),
     ] = None,
+    base: Base = None,
 ) -> None:
     """Write a run as plain weights with a model card.
 
@@ -151,4 +158,4 @@ def export(
     """
     from fintune.deploy.export import export
 
-    export(run_dir, target, push)
+    export(run_dir, target, push, base)

@@ -59,7 +59,13 @@ class Parquet:
         pq.write_table(table.combine_chunks(), path)
 
     def add_columns(self, names: list[str]) -> None:
-        """Label, confidence, probabilities, abstained, rejected."""
+        """Label, confidence, probabilities, abstained, rejected.
+
+        Raises:
+            UserError: two columns of the file share a name, with which it cannot be written again.
+        """
+        if repeated := [name for name in self.columns if self.columns.count(name) > 1]:
+            raise UserError(f"{self.path}: has {len(repeated)} columns {repeated[0]!r}; rename all but one of them")
         kinds = [pa.string(), *[pa.float64()] * (len(names) - 3), pa.bool_(), pa.string()]
         self._added = dict(zip(names, kinds, strict=True))
 

@@ -40,13 +40,14 @@ class Classifier:
         self._about = f"{result['task']}/{result['name']}, accuracy {accuracy:.4f} on {rows:,} test rows"
 
     @classmethod
-    def from_pretrained(cls, run_dir: str | Path, merge: bool = True) -> "Classifier":
+    def from_pretrained(cls, run_dir: str | Path, merge: bool = True, base: str | Path | None = None) -> "Classifier":
         """Load a run: its model with what that stands on, its templates and its temperature.
 
         A caveat is printed to standard error.
 
         Args:
             merge: add an adapter to the weights where they are float32: exact to 1e-6, and a score half as long.
+            base: folder of the model that the run was trained on, where that was moved since.
 
         Raises:
             UserError: the folder is not a finished run or holds other files than were saved, or its model belongs to
@@ -57,7 +58,7 @@ class Classifier:
             quiet_libraries()
             from fintune.results.restore import load_scorer
 
-            scorer = load_scorer(Path(run_dir), result)
+            scorer = load_scorer(Path(run_dir), result, base=None if base is None else Path(base))
             if merge:
                 scorer.merge()
         classifier = cls(result, scorer)

@@ -31,6 +31,7 @@ def label_folder(
     threshold: float,
     prefix: str,
     columns: dict[str, str] | None = None,
+    base: Path | None = None,
 ) -> tuple[int, int]:
     """Label every .parquet file of `source` into the file of the same name in `target`; existing files are kept.
 
@@ -43,6 +44,7 @@ def label_folder(
         threshold: confidence below which the model abstains.
         prefix: put before the added columns' names.
         columns: what the run reads beside the text -> the files' column; see `label_file`.
+        base: where the run's base is, which every node must see at that path; see `Classifier.from_pretrained`.
 
     Returns:
         (labelled, rejected) rows of all files, also those of earlier calls, counted in what was written.
@@ -68,7 +70,14 @@ def label_folder(
         most = max(1, min(len(todo), int(gpus or cpus)))
         work = ray.data.from_items([{"file": name} for name in todo], override_num_blocks=len(todo)).map_batches(
             Labeller,
-            fn_constructor_args=(str(run_dir.resolve()), source, target, options, columns),
+            fn_constructor_args=(
+                str(run_dir.resolve()),
+                source,
+                target,
+                options,
+                columns,
+                base and str(base.resolve()),
+            ),
             batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1),
             num_cpus=0 if gpus else 1,
@@ -86,11 +95,19 @@ def label_folder(
 class Labeller:
     """An actor: the run, loaded once, and one file after the other."""
 
-    def __init__(self, run_dir: str, source: str, target: str, options: tuple, columns: dict[str, str] | None):
+    def __init__(
+        self,
+        run_dir: str,
+        source: str,
+        target: str,
+        options: tuple,
+        columns: dict[str, str] | None,
+        base: str | None = None,
+    ):
         self.run_dir, self.source, self.target = Path(run_dir), source, target
         self.options, self.columns = options, columns
         with redirect_stdout(sys.stderr):
-            self.classifier = Classifier.from_pretrained(self.run_dir)
+            self.classifier = Classifier.from_pretrained(self.run_dir, base=base)
 
     def __call__(self, batch: dict) -> dict:
         [name] = batch["file"]

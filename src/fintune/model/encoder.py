@@ -22,11 +22,10 @@ from transformers.utils import cached_file
 from fintune.data.inputs import Input, columns_of, text_of
 from fintune.data.load import inputs_of
 from fintune.errors import UserError
+from fintune.model.batches import by_length, encoded_ahead
 from fintune.model.load import missing_model
 from fintune.recipe.recipe import ModelArguments
 from fintune.recipe.task import Task
-
-AT_ONCE = 8192  # texts that are tokenised and sorted together: memory does not grow with their number
 
 
 @dataclass(kw_only=True)
@@ -148,17 +147,12 @@ class EncoderInput:
         """
         tokens_per_batch = 4096 if device.type == "cpu" else 65536
         with tqdm(total=len(inputs), desc=progress, disable=progress is None) as bar:
-            for start in range(0, len(inputs), AT_ONCE):
-                features = self.features(inputs[start : start + AT_ONCE])
-                rows = features["input_ids"]
-                order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))  # little padding
-                while order:
-                    size = max(1, tokens_per_batch // max(1, len(rows[order[0]])))
-                    at_once, order = order[:size], order[size:]
-                    taken = {key: [values[row] for row in at_once] for key, values in features.items()}
+            for start, features in encoded_ahead(inputs, self.features):
+                for rows in by_length(list(map(len, features["input_ids"])), tokens_per_batch):
+                    taken = {key: [values[row] for row in rows] for key, values in features.items()}
                     batch = self.tokenizer.pad(taken, return_tensors="pt")
-                    yield [start + row for row in at_once], batch.to(device)
-                    bar.update(len(at_once))
+                    yield [start + row for row in rows], batch.to(device)
+                    bar.update(len(rows))
 
     def training_rows(self, rows: Dataset) -> Dataset:
         """`features` and `labels` (the label id, or probabilities by label id) of each row, in the rows' order."""
@@ -243,7 +237,6 @@ def load_encoder(base: str, revision: str | None, task: Task, device: torch.devi
             label2id={name: label for label, name in enumerate(names)},
             problem_type="single_label_classification",
             dtype=torch.float32,  # as stored, without this
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # another task's head; checked below

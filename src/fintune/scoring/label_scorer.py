@@ -5,7 +5,7 @@ not see each other: [instruction (cached) | text | label tree]. Log-probabilitie
 time (float32: 1e-4), whatever the batch.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,11 +18,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gene
 from fintune.data.inputs import Input
 from fintune.errors import UserError
 from fintune.model.attention import CACHED_PREFIX
+from fintune.model.batches import by_length, encoded_ahead
 from fintune.model.forward import common_prefix, evaluation, last_mlp_at
 from fintune.model.prompt import Prompt
 from fintune.scoring.greedy import greedy_label_rate
 
-AT_ONCE = 8192  # texts that are tokenised and sorted together: memory does not grow with their number
 GREEDY_ROWS = 64  # on which a model's own greedy answers are looked at
 LOGIT_TRANSFORMS = (
     "final_logit_softcapping",
@@ -126,28 +126,19 @@ class LabelScorer:
             evaluation(self.model, CACHED_PREFIX),
             tqdm(total=len(inputs), desc=progress, disable=progress is None) as bar,
         ):
-            for start in range(0, len(inputs), AT_ONCE):
-                prompts = self.encoder.encode(inputs[start : start + AT_ONCE])
+            for start, prompts in encoded_ahead(inputs, self.encoder.encode):
                 if not start:
                     prefix = prompts[0][: common_prefix(prompts)]
                     cache = self._prefix_cache(prefix) if prefix else []
                 # one more token in place of a text, so that the whole of `prefix` may be shared
                 shared = common_prefix([*prompts, [*prefix, -1]])
                 known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in cache] if shared else []
-                for rows in self._batches(prompts, shared):
+                lengths = [len(ids) - shared + len(self.tree.tokens) for ids in prompts]
+                for rows in by_length(lengths, self.tokens_per_batch):
                     found = self._score([prompts[row][shared:] for row in rows], known, shared)
                     scores[[start + row for row in rows]] = found
                     bar.update(len(rows))
         return scores
-
-    def _batches(self, prompts: list[list[int]], shared: int) -> Iterator[list[int]]:
-        """Rows of like length together, longest first, so that memory runs out at once or never."""
-        rows = sorted(range(len(prompts)), key=lambda row: -len(prompts[row]))
-        while rows:
-            length = len(prompts[rows[0]]) - shared + len(self.tree.tokens)
-            size = max(1, self.tokens_per_batch // length)
-            yield rows[:size]
-            rows = rows[size:]
 
     def _prefix_cache(self, prefix: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the shared instruction, (1, heads, prefix, head size) a layer."""

@@ -113,8 +113,6 @@ class SharedPrefixTrainer(SFTTrainer):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        if self.args.loss_type != "nll":
-            raise UserError(f"loss_type is {self.args.loss_type!r}; take nll, or `batching: padded`, which has TRL's")
         self._loss_shifts_labels = False  # every label of a packed batch is a target, also its first
         plain = self.accelerator.unwrap_model(self.model)
         plain.set_attn_implementation(SHARED_PREFIX)
