@@ -14,7 +14,8 @@ from pathlib import Path
 from fintune import machine
 from fintune.data.load import SPLITS, load_data
 from fintune.errors import UserError, run
-from fintune.model.load import load_model, load_tokenizer, model_summary
+from fintune.files import check_writable
+from fintune.model.load import load_model, load_tokenizer, model_summary, tokenizer_keys
 from fintune.model.prompt import Prompt
 from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
@@ -25,25 +26,31 @@ from fintune.results.verify import verified_result
 from fintune.scoring.label_scorer import LabelScorer
 from fintune.scoring.scorer import evaluate
 from fintune.training import tracking
+from fintune.training.checkpoints import lock_folder
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("target", help="a run's folder; with --task a model's name or path, or a recipe")
     parser.add_argument("--task", help="a task's YAML, for a model that was not trained here")
+    parser.add_argument("--base", type=Path, help="folder of the model that the run was trained on, if it was moved")
     parser.add_argument("--split", choices=SPLITS, default="test")
     args, flags = parser.parse_known_args(argv)
+    if args.task and args.base:
+        raise UserError(f"--base {args.base}: is of a run; with --task name the model itself")
     if args.task:
         zero_shot(args.target, args.task, args.split, flags)
     else:
-        trained_run(Path(args.target), args.split, flags)
+        trained_run(Path(args.target), args.split, flags, args.base)
 
 
-def trained_run(folder: Path, split: str, flags: list[str]) -> None:
+def trained_run(folder: Path, split: str, flags: list[str], base: Path | None) -> None:
     """Score a run with the temperature that was fitted when it was trained."""
     if not folder.is_dir():
         raise UserError(f"{folder}: no such run; to score a model that was not trained here, add --task data/X.yaml")
     trained = verified_result(folder)
+    suffix = ("" if split == "test" else f"-{split}") + ("-flags" if flags else "")
+    check_writable(folder) if suffix else lock_folder(folder)
     logged = ["--report_to", "wandb"] if tracking.logged_as(folder) else []
     recipe = read_recipe(folder, trained["script"], [*logged, *flags])
     recipe.name = trained["name"]
@@ -54,13 +61,12 @@ def trained_run(folder: Path, split: str, flags: list[str]) -> None:
             f"{folder}: trained on {trained['data']['source']} data {trained['data']['sha256'][:12]}, found now is "
             f"{data.source} data {data.sha256[:12]}; set FINTUNE_DATA as it was, or train again"
         )
-    scorer = load_scorer(folder, trained, recipe)
+    scorer = load_scorer(folder, trained, recipe, base)
     metrics, predictions = evaluate(scorer, recipe.task, data, trained["calibration"]["temperature"], split)
 
     result = make_result(recipe, data, metrics, split)
-    for key in ("model", "training", "identity", "machine", "peak_memory_gib", "calibration", "files"):
-        result[key] = trained[key]  # those of the training
-    suffix = ("" if split == "test" else f"-{split}") + ("-flags" if flags else "")
+    for key in ("model", "training", "identity", "machine", "peak_memory_gib", "calibration", "files", "checkpoints"):
+        result[key] = trained.get(key)  # those of the training
     save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe
     print_result(result, folder)
     tracking.log_result(recipe, result, predictions, evaluated=True)
@@ -76,9 +82,11 @@ def zero_shot(target: str, task_path: str, split: str, flags: list[str]) -> None
     model_name = model_args.model_name_or_path
     recipe.name = f"{Path(model_name).name.lower()}-zero-shot"
     machine.check_fits(model_name, recipe.run_args.min_gpu_gib, training_args.use_cpu)
+    folder = Path("runs", recipe.task.task, recipe.name)
+    lock_folder(folder)
     data = load_data(recipe.task)
     base, recipe.weights = find_model(model_name, model_args.model_revision, recipe.run_args.wheel)
-    tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path)
+    tokenizer = load_tokenizer(base, model_args.model_revision, **tokenizer_keys(training_args))
     prompt = Prompt(recipe.task, tokenizer, training_args.max_length)
     model = load_model(model_args, base, training_args.device, recipe.run_args.key_value_heads)
     model.requires_grad_(False)  # nothing is trained here
@@ -86,7 +94,6 @@ def zero_shot(target: str, task_path: str, split: str, flags: list[str]) -> None
 
     summary = model_summary(model, model_name, base, model_args.model_revision, recipe.weights)
     result = make_result(recipe, data, metrics, split, model=summary, training=None)
-    folder = Path("runs", recipe.task.task, recipe.name)
     save_result(folder, result, predictions, "" if split == "test" else f"-{split}")
     print_result(result, folder)
     tracking.log_result(recipe, result, predictions, evaluated=True)

@@ -5,11 +5,12 @@
 After arXiv 2512.00630. A run is YAML layered left to right, then flags, with the Hugging Face names (see configs/).
 """
 
-from trl import ModelConfig, SFTConfig, SFTTrainer
+from trl import ModelConfig, SFTConfig
 
 from fintune.data.load import inputs_of, load_data
 from fintune.errors import run
-from fintune.model.load import load_model, load_tokenizer, model_summary, peft_config, whole_model
+from fintune.model.adapter import peft_config
+from fintune.model.load import load_model, load_tokenizer, model_summary, tokenizer_keys, whole_model
 from fintune.model.prompt import Prompt
 from fintune.model.tiny import build_tiny
 from fintune.model.wheel import find_model
@@ -22,7 +23,8 @@ from fintune.scoring.scorer import calibrate, evaluate
 from fintune.training import session, tracking
 from fintune.training.callbacks import CurveWatch, ScoreValidation
 from fintune.training.checkpoints import lock_folder
-from fintune.training.shared_prefix import SharedPrefixCollator, SharedPrefixTrainer
+from fintune.training.own_forward import choose_trainer
+from fintune.training.shared_prefix import SharedPrefixCollator
 
 
 def main(argv: list[str]) -> None:
@@ -39,7 +41,8 @@ def main(argv: list[str]) -> None:
             base = build_tiny(
                 recipe.folder / "staging/base", task, inputs_of(data.splits["train"]), run_args, training_args
             )
-    tokenizer = load_tokenizer(base, model_args.model_revision, training_args.chat_template_path, session.begun(recipe))
+    begun = session.begun(recipe)
+    tokenizer = load_tokenizer(base, model_args.model_revision, **tokenizer_keys(training_args), begun=begun)
     prompt = Prompt(task, tokenizer, training_args.max_length)
     train_dataset = prompt.training_rows(data.splits["train"], data.class_weights(task))
     eval_dataset = prompt.training_rows(data.splits["validation"])
@@ -47,15 +50,19 @@ def main(argv: list[str]) -> None:
 
     # The method: SFTTrainer adds NEFTune's noise (neftune_noise_alpha), PEFT the adapter, scaled by alpha / sqrt(r)
     training_args.dataset_kwargs = {"skip_prepare_dataset": True}  # rows are ready: nothing to render or drop
+    training_args.chat_template_path = None  # the tokenizer has it
     collator = SharedPrefixCollator.of(run_args.batching, train_dataset, eval_dataset)
-    trainer = (SharedPrefixTrainer if collator else SFTTrainer)(
-        model=load_model(model_args, base, training_args.device, run_args.key_value_heads),
+    model = load_model(model_args, base, training_args.device, run_args.key_value_heads)
+    LabelScorer(model, prompt).check(inputs_of(data.splits["validation"]))  # a misfit is known before an epoch
+    trainer_class, collator = choose_trainer(collator, model, train_dataset, eval_dataset)
+    trainer = trainer_class(
+        model=model,
         args=training_args,
         train_dataset=train_dataset,
         eval_dataset=eval_dataset,
         data_collator=collator,
         processing_class=tokenizer,
-        peft_config=peft_config(model_args),
+        peft_config=peft_config(model_args, model),
     )
     trainer.add_callback(ScoreValidation(trainer, prompt, data))
     trainer.add_callback(CurveWatch(trainer, prompt, data))

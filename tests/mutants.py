@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 MUTANTS = [
     (
         "alpha / r for alpha / sqrt(r)",
-        "src/fintune/model/load.py",
+        "src/fintune/model/adapter.py",
         "    config = get_peft_config(model_args)\n",
         "    model_args.use_rslora = False\n    config = get_peft_config(model_args)\n",
         "tests/test_end_to_end.py",
@@ -96,7 +96,7 @@ MUTANTS = [
     (
         "near-duplicates spread over the splits",
         "src/fintune/data/splits.py",
-        "members.setdefault(int(cluster), []).append(row)",
+        "members.setdefault(int(group), []).append(row)",
         "members.setdefault(len(members), []).append(row)",
         "tests/test_data.py",
     ),
@@ -130,9 +130,9 @@ MUTANTS = [
     ),
     (
         "answers of a batch handed to the wrong request",
-        "src/fintune/deploy/service.py",
-        "scores[[rows[key_of(text)] for text in texts_of_one]]",
-        "scores[: len(texts_of_one)]",
+        "src/fintune/deploy/batcher.py",
+        "scores[[rows[key_of(text)] for text in part]]",
+        "scores[: len(part)]",
         "tests/test_serve.py",
     ),
     (

@@ -1,5 +1,6 @@
 """Baselines: every architecture through train_cls.py, linear models, and the ladder over all of them."""
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import pytest
 import torch
 from conftest import ROOT, script
 from safetensors.torch import load_file, save_file
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from sklearn.linear_model import LogisticRegression
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
@@ -20,6 +22,8 @@ from transformers import (
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    DebertaV2Config,
+    DebertaV2Model,
     DistilBertConfig,
     DistilBertModel,
     ModernBertConfig,
@@ -40,7 +44,7 @@ from fintune.errors import Stopped, UserError
 from fintune.model.embedding import Embedder, load_embedder, mean_pooled
 from fintune.model.encoder import EncoderArguments, EncoderInput, check_tokenizer, load_encoder
 from fintune.model.linear import build_classifier
-from fintune.model.load import base_fingerprint
+from fintune.model.load import base_fingerprint, load_tokenizer
 from fintune.recipe.layers import read_task
 from fintune.recipe.recipe import parse_recipe
 from fintune.scoring.encoder_scorer import EncoderScorer
@@ -50,6 +54,9 @@ from fintune.training.checkpoints import CheckpointManifest
 SPECIAL = ["<pad>", "</s>", "<s>", "<unk>"]
 SIZES = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
 T5_SIZES = {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 1, "num_heads": 2, "decoder_start_token_id": 0}
+DEBERTA_V3 = SIZES | {"relative_attention": True, "position_buckets": 32, "pos_att_type": ["p2c", "c2p"]}
+DEBERTA_V3 |= {"norm_rel_ebd": "layer_norm", "share_att_key": True, "position_biased_input": False}
+DEBERTA_V3 |= {"type_vocab_size": 0, "pooler_hidden_size": 32}
 IDS = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1}
 ARCHITECTURES = {
     "bert": (BertModel, BertConfig, SIZES),
@@ -57,6 +64,7 @@ ARCHITECTURES = {
     "distilbert": (DistilBertModel, DistilBertConfig, {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2}),
     "modernbert": (ModernBertModel, ModernBertConfig, SIZES | {"cls_token_id": 2, "sep_token_id": 1}),
     "t5": (T5Model, T5Config, T5_SIZES),
+    "deberta-v3": (DebertaV2Model, DebertaV2Config, DEBERTA_V3),  # no SDPA
 }
 FLAGS = ["--num_train_epochs", "2", "--report_to", "none", "--disable_tqdm", "true", "--learning_rate", "1e-3"]
 
@@ -110,7 +118,7 @@ def parsed(base: str, *more: str):
     return recipe.task, recipe.run_args, AutoTokenizer.from_pretrained(base), model
 
 
-@pytest.mark.parametrize("kind", ["bert", "t5"])
+@pytest.mark.parametrize("kind", ["bert", "t5", "deberta-v3"])
 def test_an_encoder_is_exported_with_a_card(kind, task_folder, texts):
     base = save_encoder(task_folder / "base", kind, texts)
     script("train_cls").main(argv(base))
@@ -323,6 +331,54 @@ def test_a_tokenizer_that_is_rebuilt_otherwise_is_refused(task_folder, texts):
         tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
         tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # as AutoTokenizer may
         check_tokenizer(tokenizer, str(folder), None, texts)
+
+
+@pytest.mark.parametrize(
+    "kind, attention", [("bert", "sdpa"), ("roberta", "sdpa"), ("t5", "sdpa"), ("deberta-v3", "eager")]
+)
+def test_an_encoder_has_the_attention_that_transformers_chooses(kind, attention, task_folder, texts, capsys):
+    base = save_encoder(task_folder / "base", kind, texts)
+    _, _, tokenizer, model = parsed(base)
+    assert f"attention {attention}, " in capsys.readouterr().out
+    mixed = ["up", *texts[:5], f"{texts[5]} {texts[6]}"]
+    together = EncoderScorer(model, EncoderInput(tokenizer, model.config, 100)).probabilities(mixed)
+    with torch.no_grad():
+        alone = [model.eval()(torch.tensor([tokenizer(text)["input_ids"]])).logits.double()[0] for text in mixed]
+    assert together == pytest.approx(torch.softmax(torch.stack(alone), -1).numpy(), abs=1e-6)
+    if kind != "t5":
+        assert load_embedder(base, None, 100, texts).model.config._attn_implementation == attention
+
+
+ODD_TEXTS = ["ｐrofit … ½ rose  by  a ﬁrd™", " up ", "of\tAlder", "“Alder” – €5", "İstanbul"]
+
+
+def test_deberta_v3_reads_texts_as_its_sentencepiece_vocabulary_does(task_folder, texts):
+    folder, vocabulary = task_folder / "base", io.BytesIO()
+    save_encoder(folder, "deberta-v3", texts)
+    pieces = {"pad_piece": "[PAD]", "bos_piece": "[CLS]", "eos_piece": "[SEP]", "unk_piece": "[UNK]"}
+    ids = {"pad_id": 0, "bos_id": 1, "eos_id": 2, "unk_id": 3}  # as microsoft/deberta-v3-base has them
+    SentencePieceTrainer.train(
+        sentence_iterator=iter([*texts, "[SEP] MASK"]),
+        model_writer=vocabulary,
+        vocab_size=70,
+        minloglevel=2,
+        **pieces,
+        **ids,
+    )
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    (folder / "spm.model").write_bytes(vocabulary.getvalue())
+    (folder / "tokenizer_config.json").write_text('{"do_lower_case": false, "vocab_type": "spm"}')
+    raw = SentencePieceProcessor(model_proto=vocabulary.getvalue())
+
+    script("train_cls").main(argv(str(folder)))
+    run = load_tokenizer("runs/toy/x", None)
+    for tokenizer in (load_tokenizer(str(folder), None), run):
+        for text in [*texts[:20], *ODD_TEXTS]:
+            assert tokenizer(text)["input_ids"] == [1, *raw.encode(text), 2], text
+        for text in ("a [SEP] b", "[PAD]", "［MASK］ x[CLS]"):  # stay characters
+            found = tokenizer(text, split_special_tokens=True)["input_ids"][1:-1]
+            assert not {0, 1, 2, tokenizer.mask_token_id} & set(found), text
 
 
 def test_pickled_weights_are_refused(task_folder, texts):

@@ -14,9 +14,10 @@ import yaml
 from conftest import ROOT
 
 from fintune.data import load as load_module
-from fintune.data import splits as splits_module
+from fintune.data import near_duplicates as near_module
 from fintune.data.load import load_data
-from fintune.data.splits import clusters, near_pairs, normalise
+from fintune.data.near_duplicates import near_pairs
+from fintune.data.same_text import normalise
 from fintune.errors import UserError
 from fintune.recipe.task import DataFile, absolute_paths, make_task
 
@@ -52,7 +53,7 @@ def test_more_rows_move_few_of_the_others(task_folder):
 
 
 def near_duplicates(texts: list[str]):
-    return clusters(near_pairs(texts), len(texts))
+    return near_pairs(texts).clusters()
 
 
 def test_near_duplicates_stay_on_one_side(task_folder, monkeypatch):
@@ -67,7 +68,7 @@ def test_near_duplicates_stay_on_one_side(task_folder, monkeypatch):
     toy = [line.rpartition(",")[0] for line in (task_folder / "data/toy.csv").read_text().splitlines()[1:]]
     whole = near_duplicates(toy)
     assert 3 < len(set(whole)) < 108
-    monkeypatch.setattr(splits_module, "BLOCK", 7)
+    monkeypatch.setattr(near_module, "BLOCK", 7)
     assert (near_duplicates(toy) == whole).all()
     lines = [f"{text},{('Up', 'Down')[i % 2]}" for i, text in enumerate(texts)]
     base = (task_folder / "data/toy.csv").read_text()

@@ -96,6 +96,27 @@ def test_files_pass_through_a_nodes_own_folder_where_the_place_is_no_path(run_di
     assert pq.read_table(folder / "out/part-1.parquet")["rejected"].to_pylist().count("empty") == 40
 
 
+def test_from_a_bucket_to_a_path_a_file_is_whole_or_not_there(run_dir, folder, monkeypatch):
+    bucket, location, copied = SubTreeFileSystem(str(folder), LocalFileSystem()), fleet.location, []
+    monkeypatch.setattr(fleet, "location", lambda place: (bucket, place) if place == "in" else location(place))
+    copy_files = fleet.copy_files
+    monkeypatch.setattr(fleet, "copy_files", lambda *args: copied.append(args[1]) or copy_files(*args))
+    assert labeller(run_dir, "in", folder / "out")({"file": ["part-1.parquet"]})["error"] == [""]
+    assert [Path(place).parent.name for place in copied] == ["in"]  # the output is renamed, never copied
+    assert fleet.count("in", str(folder / "out"), ["part-1.parquet"]) == (1960, 40)
+
+
+def test_a_foreign_run_json_stays(folder):
+    (folder / "out").mkdir()
+    (folder / "out/_run.json").write_text('{"mine": 1}')
+    with pytest.raises(UserError, match=r"its _run\.json is not of `fintune predict`; move it away"):
+        fleet._check_run(str(folder / "out"), ["a"], begun=False)
+    assert (folder / "out/_run.json").read_text() == '{"mine": 1}'
+    (folder / "out/_run.json").write_text("")  # killed as it was written
+    fleet._check_run(str(folder / "out"), ["a"], begun=False)
+    assert (folder / "out/_run.json").read_text() == '["a"]'
+
+
 def test_what_cannot_be_labelled_is_said(run_dir, folder):
     actor = labeller(run_dir, folder / "in", folder / "out")
     pq.write_table(pa.table({"title": ["x"]}), folder / "in/part-9.parquet")
@@ -108,6 +129,10 @@ def test_what_cannot_be_labelled_is_said(run_dir, folder):
     pq.write_table(cut, folder / "out/part-0.parquet")
     with pytest.raises(UserError, match="1999 rows of 2000"):
         fleet.count(str(folder / "in"), str(folder / "out"), ["part-0.parquet"])
+    for content in (b"PAR1", (folder / "in/part-1.parquet").read_bytes()):  # cut; not labelled
+        (folder / "out/part-1.parquet").write_bytes(content)
+        with pytest.raises(UserError, match=r"(?s)part-1\.parquet: is no file that was labelled .* remove it and"):
+            fleet.count(str(folder / "in"), str(folder / "out"), ["part-1.parquet"])
     result = read_result(run_dir)
     run = run_fingerprint(run_dir, result["data"]["labels"], result["calibration"])
     for source, target, message in (

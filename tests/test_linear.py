@@ -22,7 +22,7 @@ from test_baselines import frozen, save_encoder
 from test_export import run_snippet
 
 from fintune.cli import command
-from fintune.data.splits import URL
+from fintune.data.same_text import URL
 from fintune.deploy.classifier import Classifier
 from fintune.deploy.predict import predict
 from fintune.deploy.service import create_app
@@ -214,6 +214,26 @@ def test_a_labelling_goes_on_with_the_same_model_alone(runs, copy, tmp_path, mon
     assert command(words) == 0
 
 
+def test_an_export_touches_no_folder_of_the_users(runs, tmp_path, monkeypatch):
+    words = ["export", str(runs["tfidf"]), str(tmp_path / "plain")]
+    (tmp_path / "plain.partial").mkdir()
+    (tmp_path / "plain.partial/notes.txt").write_text("mine")
+    with pytest.raises(UserError, match=r"plain\.partial: already exists; remove it if it is of an export that was"):
+        command(words)
+    assert (tmp_path / "plain.partial/notes.txt").read_text() == "mine"
+    shutil.rmtree(tmp_path / "plain.partial")
+
+    def meanwhile(*args):
+        (tmp_path / "plain").mkdir()
+        (tmp_path / "plain/notes.txt").write_text("mine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fintune.deploy.export.write_card", meanwhile)
+        with pytest.raises(UserError, match="plain: already exists"):
+            command(words)
+    assert [path.name for path in tmp_path.rglob("*")] == ["plain", "notes.txt"]
+
+
 def test_it_is_scored_again_by_evaluate(runs, monkeypatch, capsys):
     monkeypatch.chdir(runs["tfidf"].parents[2])
     run = Path(shutil.copytree(runs["tfidf"], "runs/toy/again"))  # its paths are relative to its folder
@@ -267,8 +287,8 @@ def test_a_run_of_invented_rows_says_so_at_every_use(copy, runs, tmp_path, capsy
     monkeypatch.setattr("fintune.deploy.fleet.label_folder", lambda *args: (1, 0))
     predict(run, "in", "out", "text", "", 0.0, None, False, "ray")
     assert capsys.readouterr().err.count(said) == 1
-    monkeypatch.setattr("uvicorn.run", lambda *args, **options: None)
-    command(["serve", str(run)])
+    monkeypatch.setattr("fintune.deploy.service.serve", lambda *args, **options: None)
+    command(["serve", str(run), "--port", "0"])
     assert capsys.readouterr().err.count(said) == 1
 
     assert said in health(classifier)["caveat"]
@@ -279,7 +299,7 @@ def test_a_run_of_invented_rows_says_so_at_every_use(copy, runs, tmp_path, capsy
 
 def health(classifier: Classifier) -> dict:
     """What GET /healthz answers, after the service has labelled a text."""
-    app = create_app(classifier, 0.0, 10, 1000)
+    app = create_app(classifier, 0.0, 10, 1000, "x")
 
     async def ask() -> dict:
         async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:

@@ -9,8 +9,14 @@ import pytest
 from conftest import ROOT
 from scipy.stats import binom
 
-from fintune.scoring.calibration import fit_temperature, scaled, threshold_for
-from fintune.scoring.curves import expected_calibration_error
+from fintune.scoring.calibration import (
+    fit_temperature,
+    log_temperature_error,
+    scaled,
+    threshold_for,
+    threshold_line,
+)
+from fintune.scoring.curves import ece_interval, expected_calibration_error
 from fintune.scoring.metrics import LabelMetrics, accuracy_interval
 
 
@@ -111,3 +117,70 @@ def test_the_curve_gives_the_confidence_that_an_accuracy_needs():
     assert [accuracy for _, _, accuracy in found["curve"]] == pytest.approx([1, 1, 2 / 3, 3 / 4])
     assert threshold_for(found, 0.9) == pytest.approx(confidence[1])
     assert threshold_for(found, 0.7) == pytest.approx(confidence[3])
+
+
+def answered(rows: int, sure: float, wrong: int, labels: int = 2) -> tuple[np.ndarray, list[int]]:
+    """Probabilities of rows that all answer label 0 alike, and true labels of which so many are others."""
+    probabilities = np.full((rows, labels), (1 - sure) / (labels - 1))
+    probabilities[:, 0] = sure
+    return probabilities, [0] * (rows - wrong) + [1] * wrong
+
+
+TOO_LITTLE = {
+    "two rows": (*answered(2, 0.9, 1), "2 validation rows are too few, 50 are needed"),
+    "twenty rows": (*answered(20, 0.9, 4), "20 validation rows are too few"),
+    "all right": (*answered(80, 0.9, 0), "all 80 validation rows are right"),
+    "answers no better than a coin": (*answered(200, 0.9, 100), "on 200 validation rows "),
+    "answers worse than a coin": (*answered(200, 0.9, 150), "on 200 validation rows the search runs to its bound"),
+    "a model that hardly tells the labels apart": (*answered(60, 0.51, 28), "60 validation rows say too little"),
+}
+
+
+@pytest.mark.parametrize("probabilities,labels,reason", TOO_LITTLE.values(), ids=TOO_LITTLE)
+def test_a_temperature_that_the_rows_do_not_tell_is_one_and_the_reason_is_given(probabilities, labels, reason):
+    found = fit_temperature(probabilities, labels)
+    assert found["temperature"] == 1.0
+    assert reason in found["not_fitted"]
+    assert found["ece_after"] == pytest.approx(found["ece_before"])
+    low, high = found["ece_after_interval"]
+    assert 0 <= low <= found["ece_after"] <= high
+    if len(labels) < 50:
+        assert high > 0.15
+
+
+def test_the_standard_error_of_the_temperature_is_that_of_repeated_fits():
+    rng = np.random.default_rng(0)
+    fitted, stated = [], []
+    for _ in range(60):
+        honest = rng.dirichlet([0.6] * 3, size=150)
+        labels = (honest.cumsum(axis=1) < rng.random((150, 1))).sum(axis=1)
+        found = fit_temperature(scaled(honest, 0.5), labels)
+        assert found["not_fitted"] is None
+        fitted.append(np.log(found["temperature"]))
+        stated.append(log_temperature_error(scaled(scaled(honest, 0.5), found["temperature"])))
+    assert np.mean(stated) == pytest.approx(np.std(fitted), rel=0.3)
+
+
+def test_the_interval_of_a_calibration_error_narrows_with_rows_and_holds_it():
+    assert ece_interval(np.array([1.0, 1.0]), np.array([True, True]))[1] > 0.4  # two right rows are no certainty
+    assert ece_interval(np.array([0.5, 0.5]), np.array([True, False]))[1] > 0.2
+    width = []
+    for rows in (20, 200, 2000):
+        sure, right = np.full(rows, 0.9), np.arange(rows) < 0.7 * rows
+        low, high = ece_interval(sure, right)
+        assert low <= expected_calibration_error(sure, right) <= high
+        assert low < 0.2 < high
+        width.append(high - low)
+    assert width[0] > 2 * width[1] > 4 * width[2]
+
+
+def test_what_a_threshold_promises_has_its_interval():
+    calibration = {"rows": 40, "curve": [(0.9, 0.25, 1.0), (0.8, 0.5, 0.95), (0.4, 1.0, 0.8)]}
+    assert threshold_line(calibration, 0.8) == (
+        "abstains below a confidence of 0.8000: 20 of 40 validation rows reach it, 0.9500 of them right "
+        "(95 % interval 0.7639 to 0.9911)"
+    )
+    assert "10 of 40" in threshold_line(calibration, 0.85) and "(95 % interval 0.7225" in threshold_line(
+        calibration, 0.85
+    )
+    assert threshold_line(calibration, 0.95).endswith("which no validation row reaches")

@@ -2,11 +2,12 @@
 
 import csv
 import json
+import random
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import COMPANIES, TEXTS
+from conftest import COMPANIES, ROOT, TEXTS, script
 
 from fintune.cli import command
 from fintune.data import prepare as prepare_module
@@ -186,3 +187,51 @@ def test_what_spreadsheets_write_is_read_right_or_named(encoding, delimiter, end
     assert made_from(prepare, tmp_path, content, "news.CSV", *flags) == rows
     names = {";": "semicolons", "\t": "tabs", "|": "vertical bars"}
     assert f"cells separated by {names[delimiter]}" in capsys.readouterr().out
+
+
+def wide(labels: list[str]) -> str:
+    """A CSV of 20 rows of each label, no two texts alike."""
+    drawn = random.Random(0)
+
+    def text() -> str:
+        return " ".join("".join(drawn.choices("abcdefghijklmnop", k=6)) for _ in range(8))
+
+    return "title,tone\n" + "".join(f'"{text()}","{label}"\n' for label in labels * 20)
+
+
+KINDS = {
+    "77 intents": ([f"card_payment_{a}_not_{b}_as_expected" for a in "abcdefghijk" for b in "lmnopqr"], False),
+    "40 codes": ([f"{i * 7919 % 100000:05d}-{i}" for i in range(40)], False),
+    "20 in Chinese": ([f"第{i}类公司公告与财务报表说明" for i in range(20)], False),
+    "20 topics": ([f"Topic of kind {letter}" for letter in "abcdefghijklmnopqrst"], True),
+    "3 long ones": (["x" * 119 + end for end in "abc"], False),
+}
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_prepare_promises_trains(kind, prepare, tmp_path, capsys):
+    labels, listed = KINDS[kind]
+    made_from(prepare, tmp_path, wide(labels))
+    out = capsys.readouterr().out
+    assert "then `make train-mine`" in out
+    assert (f"{len(labels)} labels are too long a list" in out) is not listed
+    assert ("labels | join" in (tmp_path / "templates/mine.jinja").read_text()) is listed
+    small = "{hidden_size: 32, intermediate_size: 64, num_hidden_layers: 1, num_attention_heads: 2, "
+    small += "num_key_value_heads: 2, head_dim: 16}"
+    (tmp_path / "small.yaml").write_text(
+        f"extends: {ROOT}/configs/tiny.yaml\ntiny_config: {small}\ntiny_vocab_size: 1000\n"
+    )
+    more = ["--max_steps", "1", "--report_to", "none", "--disable_tqdm", "true", "--save_strategy", "no"]
+    more += ["--eval_strategy", "no"]
+    script("train_sft").main(["data/mine.yaml", "small.yaml", "--output_dir", "run", *more])
+    result = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert result["test"]["texts_truncated"] == 0 and len(result["test"]["per_class"]) == len(labels)
+
+
+def test_a_label_too_long_to_be_one_is_left_out_and_counted(prepare, tmp_path, capsys):
+    rows = [*ROWS, *({"title": f"odd {i}", "tone": "a whole sentence that is no label, " * 5} for i in range(12))]
+    made = made_from(prepare, tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "news.jsonl")
+    assert {label for _, label in made} == set(TEXTS)
+    out = capsys.readouterr().out
+    assert "12: label 'a whole sentence that is no label, a who'... has 174 characters; shorten it" in out

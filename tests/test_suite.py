@@ -1,7 +1,6 @@
 """The suite of baselines: what can run here, what is finished, what goes to which script."""
 
 import json
-import os
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,6 +19,7 @@ from fintune.recipe.layers import read_layer, read_layers, read_task
 from fintune.recipe.recipe import SftArguments, parse_recipe
 from fintune.results import baselines, jobs
 from fintune.results.suite import Baseline, cannot_run, finished
+from fintune.training.checkpoints import finished_checkpoints
 
 
 @pytest.fixture
@@ -91,9 +91,10 @@ def test_a_stopped_run_is_resumed_and_a_finished_one_begins_anew(task_folder):
     (folder / "checkpoint-3").mkdir(parents=True)
     (folder / "checkpoint-3/manifest.json").write_text("{}")
     assert baseline.flags(folder) == ["--resume_from_checkpoint", "true"]
-    (folder / "metrics.json").write_text("{}")
-    os.utime(folder / "checkpoint-3/manifest.json", (1, 1))
+    (folder / "metrics.json").write_text(json.dumps({"checkpoints": finished_checkpoints(folder)}))
     assert baseline.flags(folder) == ["--resume_from_checkpoint", "false"]
+    (folder / "checkpoint-3/manifest.json").write_text('{"step": 3}')  # of a training that began anew
+    assert baseline.flags(folder) == ["--resume_from_checkpoint", "true"]
 
 
 def test_a_finished_run_of_another_template_recipe_or_seed_is_not_finished(task_folder):

@@ -111,3 +111,19 @@ def test_the_weakest_classes_come_first_and_the_rest_are_counted():
     lines = summary.weak_classes(per_class | {"empty": {"precision": 0, "recall": 0, "f1": 0, "rows": 0}})
     assert [line.split(",")[0] for line in lines[:3]] == ["weak: c0", "weak: c1", "weak: c2"]
     assert lines[3].startswith("and 4 more") and len(lines) == 4
+
+
+def test_figures_of_calibration_say_what_was_done():
+    fitted = result_of(TRUTH, TRUTH, calibration={"temperature": 1.4, "not_fitted": None})
+    assert "0.2000 before calibration" in summary.calibration_error(fitted)[1]
+    for calibration in (None, {"temperature": 1.0, "not_fitted": "2 validation rows are too few, 50 are needed"}):
+        result = result_of(TRUTH, TRUTH, calibration=calibration)
+        value, said = summary.calibration_error(result)
+        assert value == "0.1000" and said.startswith("95 % interval 0.0") and said.endswith(", not calibrated")
+    assert "temperature: 1.0, not fitted" in "\n".join(summary.advice(result)) and "2 validation rows" in "\n".join(
+        summary.advice(result)
+    )
+    assert not any("temperature" in line for line in summary.advice(fitted))
+    few = result_of(TRUTH, TRUTH)
+    few["test"] |= {"rows": 2, "ece": 0.0, "ece_interval": [0.0, 0.43]}
+    assert summary.calibration_error(few) == ("-", "95 % interval 0.0000 to 0.4300, not calibrated")

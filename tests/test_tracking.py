@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pytest
 import wandb
-from conftest import SMALL, script, write_task
+from conftest import ROOT, SMALL, script, write_task
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import TrainerCallback
 
@@ -184,3 +184,32 @@ def test_a_name_tells_flags_apart(name, flags, task_folder):
 def test_long_names_stay_apart():
     names = {tracking._run_name("x", {"lora_target_modules": ["q_proj"] * 40, "lora_r": r}) for r in (4, 8)}
     assert len(names) == 2 and all(len(name) == tracking.LONGEST_NAME for name in names)
+
+
+OFF = {
+    "WANDB_DISABLED=true": {"WANDB_DISABLED": "true", "WANDB_MODE": "offline"},
+    "WANDB_MODE=disabled": {"WANDB_MODE": "disabled"},
+    "wandb disabled": {},
+}
+
+
+@pytest.mark.parametrize("name", ["train_sft", "train_linear"])
+@pytest.mark.parametrize("switch", OFF)
+def test_a_run_is_not_logged_where_wandb_is_switched_off(switch, name, task_folder, monkeypatch, capsys):
+    for key in ("WANDB_MODE", "WANDB_DISABLED"):
+        monkeypatch.delenv(key, raising=False)
+    for key, value in OFF[switch].items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setenv("WANDB_DIR", str(task_folder))
+    if not OFF[switch]:
+        (task_folder / "wandb").mkdir()
+        (task_folder / "wandb/settings").write_text("[default]\nmode = disabled\n")
+    wandb.teardown()  # settings of an earlier test's run would stay
+    layers = ["small.yaml", *SMALL[:2], "--min_steps", "0", "--disable_tqdm", "true"]
+    if name == "train_linear":
+        layers = [str(ROOT / "configs/baselines/majority.yaml")]
+    script(name).main(["data/toy.yaml", *layers, "--output_dir", "run", "--report_to", "wandb"])
+    script("evaluate").main(["run", "--report_to", "wandb"])
+    assert wandb.run is None and not wandb_runs() and not Path("run/wandb.json").exists()
+    assert "wandb" not in capsys.readouterr().out.replace("report_to wandb", "")
+    wandb.teardown()

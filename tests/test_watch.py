@@ -56,6 +56,27 @@ def small_trainer(toy, tmp_path, rows: Dataset | None = None, model=None, **conf
     return trainer, watcher
 
 
+CURVES = {
+    "small losses of a sound run": ([1.1, 0.9, 0.6, 0.4, 0.219, 0.347, 0.25, 0.31], False),
+    "one unlucky batch": ([1.1, 0.8, 0.5, 0.3, 1.3, 0.3, 0.28], False),
+    "noise about the first loss": ([1.1, 1.3, 1.2, 1.4, 1.0, 1.2], False),
+    "a loss of almost nothing": ([0.9, 0.2, 0.01, 0.002, 0.05, 0.01, 0.06], False),
+    "up from the first step": ([1.1, 2.5, 4.0, 4.2], True),
+    "down, then up": ([1.1, 0.7, 0.4, 0.9, 1.2, 1.3, 1.4], True),
+    "down, then up by steps": ([1.1, 0.3, 0.2, 0.2, 0.4, 0.7, 0.9, 1.0, 1.1], True),
+}
+
+
+@pytest.mark.parametrize("losses,diverges", CURVES.values(), ids=CURVES)
+def test_a_loss_that_diverges_is_told_from_noise(toy, tmp_path, losses, diverges):
+    _, watcher = small_trainer(toy, tmp_path)
+    trainer = watcher.trainer
+    for update, loss in enumerate(losses, start=1):
+        trainer.state.global_step = update
+        watcher.on_log(trainer.args, trainer.state, trainer.control, logs={"loss": loss, "grad_norm": 1.0})
+    assert ("loss diverges" in watcher.said) == diverges
+
+
 def test_an_exploding_gradient(toy, tmp_path):
     _, watcher = small_trainer(toy, tmp_path)
     trainer = watcher.trainer

@@ -7,6 +7,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 
 MOST_CHARACTERS = 1600  # of a message
 
@@ -18,8 +19,8 @@ EXTRAS = {
     "prometheus_client": "serve",
     "ray": "ray",
     "bitsandbytes": "qlora",
-    "sentencepiece": "baichuan",
-    "google": "baichuan",  # protobuf, which sentencepiece reads model files with
+    "sentencepiece": "sentencepiece",
+    "google": "sentencepiece",  # protobuf, which sentencepiece reads model files with
     "openpyxl": "xlsx",
     "wandb_workspaces": "report",
     "matplotlib": "ablations",
@@ -54,12 +55,22 @@ class Stopped(Exception):
 
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Run a `main` on the command line and exit with what it returns or 0, 2 (`UserError`) or 128 + signal."""
+    _prepare_streams()
+    if (
+        os.path.expanduser("~") == "~"
+    ):  # an unknown user without HOME: libraries would raise, or make a folder called ~
+        os.environ["HOME"] = "/nonexistent"
     quiet_libraries()
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":
         # of several processes (accelerate launch) the first one speaks
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    message = ""
     try:
-        sys.exit(main(sys.argv[1:]))
+        try:
+            code = main(sys.argv[1:]) or 0
+        except SystemExit as end:  # argparse, and jobs that failed
+            code = end.code
+        sys.stdout.flush()
     except UserError as error:
         message, code = f"error: {error}", 2
     except Stopped as stop:
@@ -69,24 +80,59 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             raise
         message, code = f"error: {missing_module(error)}", 2
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what Python still flushes at its end
         message, code = "the reader of standard output went away", 128 + signal.SIGPIPE
     except KeyboardInterrupt:
         message, code = "interrupted; what was saved before is kept", 128 + signal.SIGINT
     except Exception as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or any(
-            words in str(error) for words in ("No space left", "disk is full")
-        )
-        if not full:  # safetensors, torch and SQLite raise their own kinds for it
+        if any(words in str(error) for words in ("No space left", "disk is full")) and not isinstance(error, OSError):
+            error = OSError(errno.ENOSPC, "")  # safetensors, torch and SQLite raise their own kinds for it
+        if type(error).__module__ == "sqlite3":
+            message, code = f"error: the scores kept in OUTPUT.parts: {error}; check its disk, or remove it", 2
+        elif isinstance(error, OSError) and error.errno is not None:
+            message, code = f"error: {in_words(error)}", 2
+        else:
             raise
-        where = getattr(error, "filename", None) or "the output folder"
-        message, code = f"error: no space left on the disk of {where}: free some", 2
-    try:
-        sys.stdout.flush()  # the last line is the error's
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    print(" ".join(message.split()), file=sys.stderr, flush=True)
+    _say_last(message)
     sys.exit(code)
+
+
+def in_words(error: OSError, place: object = None) -> str:
+    """What a file, a folder or a disk refused, and the remedy, in one line.
+
+    Args:
+        place: its path, where the error does not name it.
+    """
+    place = place or error.filename
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"no space left on the disk of {place or 'the output folder'}: free some, or inodes (`df -i`)"
+    may = error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    remedy = "give this user access to it, or name another place" if may else "check the path and its disk"
+    return f"{f'{place}: ' if place else ''}{(error.strerror or str(error)).lower()}; {remedy}"
+
+
+def _prepare_streams() -> None:
+    """Standard streams that can be written to whatever the caller did: closed, non-blocking or in another encoding."""
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.set_blocking(number, True)
+        except OSError:  # closed: a file that is opened later must not take its number
+            os.dup2(os.open(os.devnull, os.O_RDWR), number)
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w" if number else "r"))  # noqa: SIM115  as long as the process
+    for stream in (sys.stdout, sys.stderr):  # a character that the terminal lacks is written as its number
+        with suppress(AttributeError):  # of a test
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _say_last(message: str) -> None:
+    """Write a last line to standard error; a reader that went away changes no exit code."""
+    for stream, line in ((sys.stdout, ""), (sys.stderr, message and " ".join(message.split()) + "\n")):
+        try:
+            stream.write(line)
+            stream.flush()
+        except (OSError, ValueError):
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())  # what Python still flushes at its end
 
 
 def quiet_libraries() -> None:
@@ -105,6 +151,8 @@ def missing_module(error: ImportError) -> str | None:
         module = error.name.split(".")[0].replace("-", "_")
     else:
         found = re.search(rf"\b({'|'.join(EXTRAS)})\b", str(error)) if error.name is None else None
+        if error.name is None and not found:  # of a library, in its own words
+            return " ".join(str(error).split())[:MOST_CHARACTERS]
         module = found[1] if found else "fintune"
     if module == "fintune":
         return None

@@ -3,10 +3,14 @@
 import hashlib
 import json
 import os
+import shutil
+import stat
+import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
-from fintune.errors import UserError
+from fintune.errors import UserError, in_words
 
 
 def write_text(path: Path, content: str) -> None:
@@ -27,6 +31,47 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_json(path: Path, content: object) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_writable(folder: Path) -> None:
+    """See that a file can be made in a folder, or where that is missing, in the one that it would be made in.
+
+    Raises:
+        UserError: it cannot: no permission, a read-only or a full disk, no inodes, or a file in the folder's place.
+    """
+    try:
+        existing = next(path for path in (folder, *folder.absolute().parents) if path.exists() or path.is_symlink())
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(b"x")
+    except OSError as error:
+        raise UserError(in_words(error, folder)) from error
+
+
+def check_readable(folder: Path) -> None:
+    """See that every file under a folder can be read; says nothing of a folder that is missing.
+
+    Raises:
+        UserError: one cannot.
+    """
+    for path in (folder, *sorted(folder.rglob("*"))) if folder.is_dir() else ():
+        try:
+            if path.is_dir():
+                os.listdir(path)
+            elif path.is_file():
+                path.open("rb").close()
+        except OSError as error:
+            raise UserError(f"cannot read {in_words(error, path)}") from error
+
+
+def modes_of_umask(folder: Path) -> None:
+    """Give every file under a folder the mode of a new file; those of safetensors only their owner could read."""
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        new = Path(scratch, "new")
+        new.touch()
+        mode = stat.S_IMODE(new.stat().st_mode)
+    for path in folder.rglob("*"):
+        if path.is_file() and not path.is_symlink():
+            path.chmod(mode)
 
 
 def check_block(path: Path, mark: str) -> tuple[str, str]:
@@ -73,3 +118,46 @@ def faults(folder: Path, saved: dict[str, str]) -> Iterator[tuple[str, str]]:
             yield name, "missing"
         elif sha256(folder / name) != expected:
             yield name, "not what was saved"
+
+
+def finish_move(folder: Path) -> None:
+    """Move a result that lies whole in a run's `staging/` into the run's folder, and remove the older one's files.
+
+    The result counts from the moment that staging/metrics.json, written last, gets its name. Whoever reads the run
+    calls this first, so that a move that was killed is finished by the next command.
+
+    Raises:
+        UserError: another process is at it, or the folder cannot be written.
+    """
+    from filelock import FileLock, Timeout
+
+    staging = folder / "staging"
+    if not (staging / "metrics.json").is_file():
+        return
+    try:
+        with FileLock(folder.resolve() / ".lock", timeout=0, is_singleton=True):
+            for name in _saved_names(folder) - _saved_names(staging):
+                path = folder / name
+                if path.resolve().is_relative_to(folder.resolve()):
+                    path.unlink(missing_ok=True)
+                    with suppress(OSError):  # not empty, or the run's own folder
+                        path.parent.rmdir()
+            for path in sorted(staging.iterdir(), key=lambda path: path.name == "metrics.json"):
+                if path.is_dir():
+                    shutil.rmtree(folder / path.name, ignore_errors=True)
+                path.replace(folder / path.name)
+            staging.rmdir()
+    except Timeout as error:
+        raise UserError(f"{folder}: a result is being saved into it; try again in a moment") from error
+    except OSError as error:
+        raise UserError(
+            f"{folder}: a newer result waits in its staging/ and cannot be moved in: {in_words(error)}"
+        ) from error
+
+
+def _saved_names(folder: Path) -> set[str]:
+    """Names of the files that a folder's metrics.json lists."""
+    try:
+        return set(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one without files
+        return set()

@@ -25,7 +25,22 @@ from rich.table import Table
 from tqdm.auto import tqdm
 from transformers.utils import logging
 
-from faults import checkpoints, disk, files, folders, headlines, hub, recipes, service, tracking, weights
+from faults import (
+    bases,
+    brought,
+    checkpoints,
+    disk,
+    files,
+    folders,
+    headlines,
+    hub,
+    labelling,
+    places,
+    recipes,
+    service,
+    tracking,
+    weights,
+)
 from faults.shared import Fault
 from fintune import machine
 from fintune.files import write_text
@@ -42,6 +57,11 @@ def kinds(runs: list[Path]) -> dict[str, tuple[str, str, Callable[[Fault], None]
     """
     return {
         "kills": ("kill -9 during training", "ends bit for bit as without it", checkpoints.kills),
+        "labelling": (
+            "kill -9 at every file event of a labelling",
+            "the same command ends byte for byte as without it",
+            labelling.kills_at_every_file_event,
+        ),
         "damage": (
             "a checkpoint's file deleted, truncated or one bit flipped; a changed recipe",
             "refused by name",
@@ -68,6 +88,11 @@ def kinds(runs: list[Path]) -> dict[str, tuple[str, str, Callable[[Fault], None]
             "the second is refused by name, the first untouched",
             folders.two_at_once,
         ),
+        "places": (
+            "places that cannot be read or written, no home, files of a run added or spoilt, closed streams",
+            "works without a home; the rest is refused in one line before the work, exit code 2",
+            places.places,
+        ),
         "headlines": (
             "headlines with control tokens and hidden characters",
             "no control token among the ids",
@@ -75,6 +100,16 @@ def kinds(runs: list[Path]) -> dict[str, tuple[str, str, Callable[[Fault], None]
         ),
         "recipes": ("recipes of random YAML", "parsed, or refused in one line; no code runs", recipes.random_yaml),
         "files": ("damaged data files", "every row as written, or the line is named", files.spoilt_files),
+        "bases": (
+            "bases with windows, sinks, soft caps, state spaces, shared keys, padding that is read",
+            "each scores as its own forward of single rows (1e-3), or is refused in one line",
+            bases.architectures,
+        ),
+        "brought": (
+            "files people bring: encodings, delimiters, formats, compression, line ends, endings",
+            "every row as written, or refused with the encoding to state; labelled, all rows come out",
+            brought.files_people_bring,
+        ),
         "weights": (
             "runs with pickled, truncated or foreign weights",
             "refused; nothing is unpickled, no remote code runs",

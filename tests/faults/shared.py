@@ -63,7 +63,12 @@ class Fault:
 
 def script(name: str, *argv: str, **environment: str | None) -> subprocess.Popen:
     """Start a script of the root; a variable that is None is taken out of its environment."""
-    return start([sys.executable, str(ROOT / name), *argv], **environment)
+    return start(script_command(name, *argv), **environment)
+
+
+def script_command(name: str, *argv: str) -> list[str]:
+    """The command line of a script of the root."""
+    return [sys.executable, str(ROOT / name), *argv]
 
 
 def train(folder: Path, *flags: str, **environment: str | None) -> subprocess.Popen:
@@ -83,9 +88,9 @@ def start(command: list[str], **environment: str | None) -> subprocess.Popen:
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=merged)
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code and output."""
-    out, _ = process.communicate(timeout=300)
+def finish(process: subprocess.Popen, seconds: int = 300) -> tuple[int, str]:
+    """Exit code and output of a process that may take so long."""
+    out, _ = process.communicate(timeout=seconds)
     return process.returncode, out.decode(errors="replace")
 
 

@@ -8,6 +8,10 @@ import typer
 from fintune.cli.app import FORMATS, Delimiter, Encoding, app, argument, flag, option
 
 Run = Annotated[Path, argument("RUN", "Folder of a finished run.")]
+Base = Annotated[
+    Path | None,
+    option("FOLDER", "The model that the run was trained on, where it was moved since.", "where it was in training"),
+]
 AbstainBelow = Annotated[
     float, typer.Option(min=0, max=1, help="Mark an answer as abstained where its confidence is below this.")
 ]
@@ -63,19 +67,20 @@ def predict(
     long: Annotated[
         Literal["cut", "split"],
         typer.Option(
-            help="Of a text longer than the model reads: its beginning alone, or all of it in overlapping windows whose "
-            "log-probabilities are averaged."
+            help="How a text longer than the model reads is read: its beginning alone, or all of it in overlapping "
+            "windows whose log-probabilities are averaged."
         ),
     ] = "cut",
     delimiter: Delimiter = None,
     encoding: Encoding = None,
+    base: Base = None,
 ) -> int:
     """Label a file, lines as they come, or a folder on a cluster.
 
-    Every row gets a label, a confidence and a probability for each label. A row that cannot be labelled keeps its
-    place, with the reason in the column `rejected`; `truncated` says whether the end of its text was not read; lines that are no rows are written to OUTPUT.rejected.jsonl. An
-    interrupted command goes on when it is typed again. Exit code 3: done, but some rows were rejected. A run that
-    reads columns beside the text takes them from the input, from standard input as JSON lines.
+    Every row gets a label, a confidence, a probability for each label, and whether its text was truncated. A row that
+    cannot be labelled keeps its place, with the reason in the column `rejected`; lines that are no rows are written to
+    OUTPUT.rejected.jsonl. An interrupted command goes on when it is typed again. Exit code 3: done, but some rows were
+    rejected. A run that reads columns beside the text takes them from the input, from standard input as JSON lines.
 
     \b
     Examples:
@@ -85,7 +90,7 @@ def predict(
     """
     from fintune.deploy.predict import predict
 
-    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding, column or (), long
+    options = abstain_below, target_accuracy, spreadsheet_safe, engine, delimiter, encoding, column or (), base, long
     return predict(run_dir, source, output, text_column, prefix, *options)
 
 
@@ -96,36 +101,45 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     abstain_below: AbstainBelow = 0.0,
     target_accuracy: TargetAccuracy = None,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Texts that may wait; beyond it, status 429.")] = 4096,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Texts of one client that may wait; beyond it, 429.")] = 4096,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request; beyond it, status 413.")] = 2**20,
     max_connections: Annotated[int, typer.Option(min=1, help="Open connections; beyond it, status 503.")] = 512,
+    allowed_host: Annotated[
+        list[str] | None,
+        option("NAME", "A name that requests may call it by, beside localhost and --host; repeatable."),
+    ] = None,
+    graceful_timeout: Annotated[
+        int, typer.Option(min=0, metavar="SECONDS", help="After SIGTERM, for the open requests.")
+    ] = 25,
+    base: Base = None,
 ) -> None:
     """Answer requests over HTTP.
 
     POST /classify takes one text, or {"texts": [...]}, with the columns that the run reads; GET /healthz and GET
-    /metrics (Prometheus) report its state. Requests that arrive together are scored together. SIGTERM ends it once the
-    open requests are answered. There is no authentication and no TLS: put a proxy in front of it before other machines
-    may reach it. Needs the extra: pip install 'fintune[serve]'.
+    /metrics (Prometheus) report its state. Requests that arrive together are scored together, those of each client
+    (address) in turn. SIGTERM ends it once the open requests are answered. There is no authentication and no TLS:
+    put a proxy in front of it before other machines may reach it. Needs the extra: pip install 'fintune[serve]'.
 
     \b
     Example:
       fintune serve runs/sentiment/tiny --port 8000
-      curl localhost:8000/classify -d '{"text": "Alder raised its dividend again"}'
+      curl localhost:8000/classify -H 'Content-Type: application/json' -d '{"text": "Alder raised its dividend again"}'
     """
-    import uvicorn
-
     from fintune.data.inputs import as_input
+    from fintune.deploy import service
     from fintune.deploy.classifier import Classifier
+    from fintune.deploy.http_guard import host_names
     from fintune.deploy.predict import find_threshold
-    from fintune.deploy.service import create_app
     from fintune.results.verify import read_result
 
     result = read_result(run_dir)
     threshold = find_threshold(result["calibration"], abstain_below, target_accuracy)
-    classifier = Classifier.from_pretrained(run_dir)
+    allowed_hosts = host_names(allowed_host or ())
+    listening = service.listen(host, port)
+    classifier = Classifier.from_pretrained(run_dir, base=base)
     classifier([as_input("warm up", {name: name for name in classifier.columns})])
-    application = create_app(classifier, threshold, max_waiting, max_body)
-    uvicorn.run(application, host=host, port=port, limit_concurrency=max_connections, access_log=False, ws="none")
+    application = service.create_app(classifier, threshold, max_waiting, max_body, host, allowed_hosts)
+    service.serve(application, listening, max_connections, graceful_timeout)
 
 
 @app.command()
@@ -138,6 +152,7 @@ def export(
             "ID", "Also send it to this repository on the Hub, such as me/sentiment: a private one, with HF_TOKEN."
         ),
     ] = None,
+    base: Base = None,
 ) -> None:
     """Write a run as plain weights with a model card.
 
@@ -150,4 +165,4 @@ def export(
     """
     from fintune.deploy.export import export
 
-    export(run_dir, target, push)
+    export(run_dir, target, push, base)

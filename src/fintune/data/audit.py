@@ -7,7 +7,7 @@ import numpy as np
 from rich.table import Table
 
 from fintune.data.load import TaskData
-from fintune.data.splits import URL, normalise, row_key
+from fintune.data.same_text import URL, row_key
 from fintune.errors import UserError
 from fintune.machine import console
 from fintune.recipe.task import Task
@@ -22,13 +22,14 @@ ODD = {  # what a text holds, by a pattern that finds it
 
 
 def audit(task: Task, data: TaskData) -> dict:
-    """Counts over all splits; near-duplicates share 0.6 of their word pairs, see fintune/data/splits.py;
-    their clusters are those of all rows, also where `train_share` leaves some out. Rows with the same text and other
-    columns are no repeats, no leak and no contradiction: they are different questions.
+    """Counts over all splits; near-duplicates share 0.6 of their word pairs, see fintune/data/near_duplicates.py;
+    their clusters are those of all rows, also where `train_share` leaves some out, and whole where they were cut. Rows
+    with the same text and other columns are no repeats, no leak and no contradiction: they are different questions.
 
     Returns:
         rows: split -> label -> rows; repeats: kind -> rows that repeat an earlier one; leaked: kind -> test rows that
-        are in train or validation too; contradictions: texts, once normalised, with several labels; odd: what ->
+        are in train or validation too; cut: clusters that were and, of all `rows` of them, those `apart`, of whose
+        cluster another split has some too; contradictions: texts, once normalised, with several labels; odd: what ->
         rows; characters: median and most of a text.
     """
     splits = {split: list(rows) for split, rows in data.splits.items()}
@@ -39,7 +40,7 @@ def audit(task: Task, data: TaskData) -> dict:
     keys = {
         "exact": list(zip(texts, columns, strict=True)),
         "normalised": [row_key(row) for row in rows],
-        "near": [(row["cluster"], *others) for row, others in zip(rows, columns, strict=True)],
+        "near": [(row["chain"], *others) for row, others in zip(rows, columns, strict=True)],
     }
     labels_of = defaultdict(set)
     for key, row in zip(keys["normalised"], rows, strict=True):
@@ -48,8 +49,13 @@ def audit(task: Task, data: TaskData) -> dict:
     for kind, found in keys.items():
         seen = {key for key, split in zip(found, at, strict=True) if split != "test"}
         leaked[kind] = sum(key in seen for key, split in zip(found, at, strict=True) if split == "test")
+    parts, sides = defaultdict(set), defaultdict(set)
+    for row, split in zip(rows, at, strict=True):
+        parts[row["chain"]].add(row["cluster"])
+        sides[row["chain"]].add(split)
+    cut = [row["chain"] for row in rows if len(parts[row["chain"]]) > 1]
     odd = {what: sum(bool(re.search(pattern, text)) for text in texts) for what, pattern in ODD.items()}
-    odd["nothing but links"] = sum(not normalise(URL.sub(" ", text)) for text in texts)
+    odd["nothing but links"] = sum(not URL.sub("", text).strip() for text in texts)
     lengths = [len(text) for text in texts]
     return {
         "rows": {
@@ -58,6 +64,11 @@ def audit(task: Task, data: TaskData) -> dict:
         },
         "repeats": {kind: len(found) - len(set(found)) for kind, found in keys.items()},
         "leaked": leaked,
+        "cut": {
+            "clusters": len(set(cut)),
+            "rows": len(cut),
+            "apart": sum(len(sides[chain]) > 1 for chain in cut),
+        },
         "contradictions": sum(len(labels) > 1 for labels in labels_of.values()),
         "odd": odd,
         "characters": {"median": float(np.median(lengths)), "most": max(lengths)},
@@ -84,14 +95,21 @@ def check_leakage(task: Task, data: TaskData) -> None:
 
 
 def lines(found: dict) -> list[str]:
-    """The report in three sentences, for what prints before training."""
+    """The report in three sentences, for what prints before training; a fourth where clusters were cut."""
     rows, test = sum(sum(counts.values()) for counts in found["rows"].values()), sum(found["rows"]["test"].values())
     odd = ", ".join(f"{count:,} with {what}" for what, count in found["odd"].items() if count)
-    return [
+    said = [
         f"audit: {_by_kind(found['repeats'], rows, 'rows repeat an earlier one')}",
         f"audit: {_by_kind(found['leaked'], test, 'test rows are in training or validation too')}",
         f"audit: {found['contradictions']:,} texts have two labels; {f'odd rows: {odd}' if odd else 'no row is odd'}.",
     ]
+    if (cut := found["cut"])["clusters"]:
+        said.append(
+            f"audit: {cut['clusters']:,} clusters of near-duplicates ({cut['rows']:,} rows) are cut: each held more "
+            f"than twice a split's share of a class, whose other rows were too few. {cut['apart']:,} of the rows have "
+            "one of their cluster in another split, so texts of another kind are harder than this test."
+        )
+    return said
 
 
 def _by_kind(counts: dict[str, int], rows: int, what: str) -> str:

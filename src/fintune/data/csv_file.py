@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import unicodedata
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -16,7 +17,13 @@ RECORD_LINES = 1000  # of one record: an unterminated quote must not swallow the
 HEAD_LINES = 100  # from which the delimiter is found
 DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
 NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
-FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what a spreadsheet takes for the beginning of one (OWASP, CSV injection)
+SIGNS = "=+-@"  # with which a formula begins in a spreadsheet (OWASP, CSV injection)
+SEPARATORS = ",;\t\r\n"  # at which some spreadsheet splits, by its locale and the file's name
+NUMBER = re.compile(
+    r"[+-]?([0-9]{1,3}([ ,.'\u00a0\u202f][0-9]{2,3})+([.,][0-9]*)?|[0-9]+([.,][0-9]*)?|[.,][0-9]+)"
+    r"(e[+-]?[0-9]+)?\s*%?",
+    re.IGNORECASE,
+)
 
 
 class Cells:
@@ -26,10 +33,12 @@ class Cells:
         columns: names in the header.
         delimiter, encoding, mark, end, compression: of the file that is written, as in `TextFile`.
         preamble: a line above the header, if any.
+        spreadsheet_safe: put ' before what a spreadsheet would take for a formula.
     """
 
     columns: list[str]
     delimiter, encoding, mark, end, compression, preamble = ",", "utf-8", b"", "\n", "", ""
+    spreadsheet_safe = False
     _added: Sequence[str] = ()
 
     def value(self, row: Row, column: str) -> object:
@@ -45,18 +54,27 @@ class Cells:
                 "encoding; convert the input to UTF-8"
             ) from error
 
-    def write(self, path: Path, rows: list[Row], added: list[dict], spreadsheet_safe: bool) -> None:
-        values = ([*row.cells, *more.values()] for row, more in zip(rows, added, strict=True))
-        if spreadsheet_safe:
-            values = (["'" + cell if str(cell).startswith(FORMULA) else cell for cell in line] for line in values)
+    def write(self, path: Path, rows: list[Row], added: list[dict]) -> None:
         with path.open("w", encoding=self.encoding, newline="") as file:
-            write_csv(file, values, self.delimiter, self.end)
+            self._write(file, ([*row.cells, *more.values()] for row, more in zip(rows, added, strict=True)))
 
-    def join(self, parts: list[Path], target: Path) -> None:
+    def join(self, parts: list[Path], target: Path) -> int:
+        """Returns how many rows the parts hold."""
         header = io.StringIO()
-        write_csv(header, [[*self.columns, *self._added]], self.delimiter, self.end)
+        self._write(header, [[*self.columns, *self._added]])
         head = (self.preamble + header.getvalue()).encode(self.encoding)
         join_text(target, self.compression, self.mark + head, parts)
+        csv.field_size_limit(LINE_CHARACTERS)
+        rows = 0
+        for part in parts:
+            with part.open(encoding=self.encoding, newline="") as file:
+                rows += sum(1 for _ in csv.reader(file, delimiter=self.delimiter, strict=True))
+        return rows
+
+    def _write(self, file: TextIO, rows: Iterable[Sequence]) -> None:
+        if self.spreadsheet_safe:
+            rows = ([defused(cell, self.delimiter) for cell in row] for row in rows)
+        write_csv(file, rows, self.delimiter, self.end)
 
 
 class Csv(Cells):
@@ -121,7 +139,9 @@ class Csv(Cells):
                     taken.append(item)
                     characters += len(item[1])
                     if characters > LINE_CHARACTERS and len(taken) > 1:
-                        raise csv.Error(f"a quote that is not closed within {LINE_CHARACTERS >> 20} million characters")
+                        raise csv.Error(
+                            f"a quote that is not closed within {LINE_CHARACTERS >> 20} million characters"
+                        )
                     yield item[1]
                 raise csv.Error(f"a quote that is not closed within {RECORD_LINES} lines")
 
@@ -146,6 +166,7 @@ def find_delimiter(lines: list[str], usual: str, text_column: str) -> str:
     gives most records as many cells as the header, then the one that gives most columns.
     """
     csv.field_size_limit(LINE_CHARACTERS)
+    lines = [re.sub(r"[\r\n](?=.)", " ", line) for line in lines]  # a stray one, which the reader takes for an error
     best, most = usual, (False, 0.0, 1)
     for delimiter in sorted(DELIMITERS, key=lambda delimiter: delimiter != usual):
         try:
@@ -167,3 +188,24 @@ def write_csv(file: TextIO, rows: Iterable[Sequence], delimiter: str = ",", end:
     careful = csv.writer(file, delimiter=delimiter, lineterminator=end, quoting=csv.QUOTE_ALL)
     for row in rows:
         (careful if any("\r" in str(cell) or "\n" in str(cell) for cell in row) else writer).writerow(row)
+
+
+def defused(cell: object, delimiter: str) -> object:
+    """A cell with ' before what a spreadsheet would take for a formula; plain numbers stay.
+
+    Also inside the cell, after line breaks and what separates cells elsewhere: a spreadsheet that splits at semicolons
+    reads `a,"b;=1"` as two cells, `a,"b` and `=1"`.
+    """
+    if not isinstance(cell, str):
+        return cell
+    pieces = re.split(f"([{SEPARATORS.replace(delimiter, '')}])", cell)
+    if cell.startswith(("\t", "\r", "\n")):  # which spreadsheets skip
+        pieces[0] = "'"
+    return "".join("'" + piece if is_formula(piece) else piece for piece in pieces)
+
+
+def is_formula(text: str) -> bool:
+    """Whether a sign of formulas, full-width ones too, is the first character that shows, and the text no number."""
+    shown = (character for character in text if unicodedata.category(character)[0] not in "ZCM" and character != '"')
+    first = unicodedata.normalize("NFKC", next(shown, " "))
+    return first in SIGNS and not NUMBER.fullmatch(text.strip('" '))

@@ -1,6 +1,7 @@
 """Which encoding a text file has: by its byte order mark, by what a user says, or as a guess for an error message."""
 
 import codecs
+import re
 
 from fintune.errors import UserError
 
@@ -14,6 +15,8 @@ MARKS = [  # byte order marks; that of UTF-32 begins with that of UTF-16
 LIKELY = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257"]
 LIKELY += ["gb18030", "big5", "cp932", "euc_jp", "cp949", "koi8_r"]
 OLDER = ["mac_roman", "cp850", "cp437", "cp866"]  # of Macs and DOS: they read anything, so they are asked last
+
+ESCAPES = re.compile(rb"\x1b\$[@B][!-~]{2}")  # of ISO-2022-JP, to two bytes a character
 
 DAMAGED = "fintune.damaged"  # for `errors`: what cannot be decoded becomes half characters, which no sound text holds
 codecs.register_error(
@@ -34,12 +37,15 @@ def encoding_of(head: bytes, name: str | None, where: str) -> tuple[str, bytes]:
         where: the file, for messages.
 
     Raises:
-        UserError: Python knows no such encoding, the file's mark is of another, or it is UTF-16 without a mark.
+        UserError: Python knows no such encoding, the file's mark is of another, or it is UTF-16 without a mark or
+            ISO-2022-JP.
     """
     mark, marked = next(((mark, found) for mark, found in MARKS if head.startswith(mark)), (b"", None))
     if name is None:
         if marked is None and (half := empty_halves(head)):
             raise UserError(f"{where}: is {half.upper()} without a byte order mark; state its encoding, {half}")
+        if marked is None and ESCAPES.search(head):  # else it is sound ASCII
+            raise UserError(f"{where}: looks like ISO-2022-JP; state its encoding, iso2022_jp")
         return marked or "utf-8", mark
     try:
         known = codecs.lookup(name)

@@ -86,7 +86,7 @@ class Excel(Cells):
 
 
 def check_size(source: Path | io.BytesIO, path: Path) -> None:
-    """Refuse a workbook that takes too much memory when it is unpacked: its sheets are read row by row, the rest whole.
+    """Refuse a workbook that takes too much memory: its sheets are unpacked row by row, the rest whole.
 
     Raises:
         UserError: a row has over `ROW_BYTES`, or another part over `PART_BYTES`.
@@ -100,10 +100,8 @@ def check_size(source: Path | io.BytesIO, path: Path) -> None:
                 with archive.open(part) as file:
                     size = longest_row(file)
             if size > limit and not part.filename.startswith("xl/media/"):  # which is not read
-                raise UserError(
-                    f"{path}: {'a row of ' * sheet}{part.filename} has over {limit >> 20} MiB when it is unpacked; save "
-                    "it as CSV"
-                )
+                what = ("a row of " if sheet else "") + part.filename
+                raise UserError(f"{path}: {what} has over {limit >> 20} MiB when it is unpacked; save it as CSV")
 
 
 def longest_row(file: BinaryIO) -> int:

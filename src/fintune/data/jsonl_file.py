@@ -57,7 +57,7 @@ class Jsonl:
             return Row(number, line.strip(), fault=f"no column {self.text_column!r}", size=len(line) + CELL)
         return Row(number, line.strip(), cells[self.text_column], size=2 * (len(line) + CELL))
 
-    def write(self, path: Path, rows: list[Row], added: list[dict], spreadsheet_safe: bool) -> None:
+    def write(self, path: Path, rows: list[Row], added: list[dict]) -> None:
         with path.open("wb") as file:
             for row, more in zip(rows, added, strict=True):
                 line = row.cells[:-1].rstrip()
@@ -67,8 +67,14 @@ class Jsonl:
     def add_columns(self, names: list[str]) -> None:
         self._added = set(names)
 
-    def join(self, parts: list[Path], target: Path) -> None:
+    def join(self, parts: list[Path], target: Path) -> int:
+        """Returns how many rows the parts hold."""
         join_text(target, self.file.compression, self.file.mark, parts)
+        rows = 0
+        for part in parts:
+            with part.open(encoding=self.file.encoding, newline=self.file.end) as file:
+                rows += sum(1 for _ in file)
+        return rows
 
 
 def read_object(line: str, added: set[str]) -> tuple[dict | None, str | None]:

@@ -17,8 +17,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from fintune.data.exclude import without_excluded
 from fintune.data.inputs import Input, as_input, named_columns, text_of, training_columns
 from fintune.data.rows import EMPTY_LINE, fault_of
+from fintune.data.same_text import row_key
 from fintune.data.soft_labels import soft_rows
-from fintune.data.splits import row_key, share_rows, split_rows
+from fintune.data.splits import share_rows, split_rows
 from fintune.data.tables import check_column, read_inputs, read_table
 from fintune.data.text_file import TextFile
 from fintune.errors import UserError
@@ -34,9 +35,9 @@ class TaskData:
     """A task's rows.
 
     Attributes:
-        splits: split -> Dataset of columns text (str), label (id), file and line (where it is), cluster (equal for
-            near-duplicates); in a task with columns also columns (a mapping of each to its value); of train with
-            `soft_labels` also probabilities, the label being the most likely one.
+        splits: split -> Dataset of columns text (str), label (id), file and line (where it is), chain (equal for
+            near-duplicates) and cluster (of those that stay together); in a task with columns also columns (a mapping
+            of each to its value); of train with `soft_labels` also probabilities, the label being the most likely one.
         source: `mirror`, `hub`, `sample` or `file`: results of different sources never share a table.
         sha256: hash over the bytes of all files and the split's settings; the same hash means the same splits. Of
             `soft_labels`, which change the training rows alone, a run's identity has a hash of its own.
@@ -103,8 +104,8 @@ def load_data(task: Task, allow_sample: bool = False) -> TaskData:
         if missing:
             names = ", ".join(task.names[label] for label in sorted(missing))
             raise UserError(
-                f"{task.task}: no row of class {names} in the {split} split of {len(found)} rows; "
-                "give more rows of it, or take it out of `labels`"
+                f"{task.task}: no row of class {names} in the {split} split of {len(found)} rows; give more rows of "
+                "it (repeats of a text stay in one split and count as one), or take it out of `labels`"
             )
     return TaskData(
         splits={split: Dataset.from_list(rows[split]) for split in SPLITS},
@@ -196,7 +197,9 @@ def _content(path: Path, member: str) -> bytes:
         return path.read_bytes()
     with zipfile.ZipFile(path) as archive:
         if (size := archive.getinfo(member).file_size) > MOST_UNPACKED:
-            raise UserError(f"{path}::{member}: unpacks to {size:,} bytes, over {MOST_UNPACKED:,}; fetch the right file")
+            raise UserError(
+                f"{path}::{member}: unpacks to {size:,} bytes, over {MOST_UNPACKED:,}; fetch the right file"
+            )
         return archive.read(member)  # no more than it says
 
 

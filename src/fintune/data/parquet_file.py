@@ -61,8 +61,8 @@ class Parquet:
                 max(unpacked, values) > ratio * column.total_compressed_size
             ):
                 raise UserError(
-                    f"{self.path}: column {column.path_in_schema!r} takes over {most >> 20} MiB at once when row group "
-                    f"{group} is unpacked; write it again with smaller row groups"
+                    f"{self.path}: column {column.path_in_schema!r} takes over {most >> 20} MiB at once when row "
+                    f"group {group} is unpacked; write it again with smaller row groups"
                 )
             total += max(unpacked, 8 * values)
         return max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, total)))
@@ -97,24 +97,32 @@ class Parquet:
         """Share of the file's rows that were read."""
         return self._read / max(1, self._file.metadata.num_rows)
 
-    def write(self, path: Path, rows: list[Row], added: list[dict], spreadsheet_safe: bool) -> None:
+    def write(self, path: Path, rows: list[Row], added: list[dict]) -> None:
         table = pa.Table.from_batches([row.cells for row in rows], self._file.schema_arrow).cast(self._schema)
         for name, kind in self._added.items():
             table = table.append_column(name, pa.array([more[name] for more in added], kind))
         pq.write_table(table.combine_chunks(), path)
 
     def add_columns(self, names: list[str]) -> None:
-        """Label, confidence, probabilities, abstained, truncated, rejected."""
+        """Label, confidence, probabilities, abstained, truncated, rejected.
+
+        Raises:
+            UserError: two columns of the file share a name, with which it cannot be written again.
+        """
+        if repeated := [name for name in self.columns if self.columns.count(name) > 1]:
+            raise UserError(f"{self.path}: has {len(repeated)} columns {repeated[0]!r}; rename all but one of them")
         kinds = [pa.string(), *[pa.float64()] * (len(names) - 4), pa.bool_(), pa.bool_(), pa.string()]
         self._added = dict(zip(names, kinds, strict=True))
 
-    def join(self, parts: list[Path], target: Path) -> None:
+    def join(self, parts: list[Path], target: Path) -> int:
+        """Returns how many rows the parts hold."""
         schema = self._schema
         for name, kind in self._added.items():
             schema = schema.append(pa.field(name, kind))
         with pq.ParquetWriter(target, schema) as writer:
             for part in parts:
                 writer.write_table(pq.read_table(part, schema=schema))
+        return pq.read_metadata(target).num_rows
 
 
 def bytes_of(array: pa.Array) -> np.ndarray:

@@ -24,13 +24,16 @@ from fintune.recipe.task import check_column_names
 
 MOST_LABELS = 100  # more different values are hardly classes
 FEWEST_ROWS = 10  # of a class: fewer do not reach training, validation and test
+# Tokens, as `tokens` estimates them: with 45 of the other words some 100 of max_length 360 are left for the text
+LONGEST_LABEL = 60  # more is hardly a class
+MOST_LISTED = 210  # of all labels in the instruction and the longest as the answer
 IMBALANCE = 3  # rows of the commonest class for each of the rarest, from which on weights are offered
 # what pandas reads as missing, and writes for it
 NO_LABELS = {"-1.#IND", "1.#QNAN", "1.#IND", "-1.#QNAN", "#N/A N/A", "#N/A", "N/A", "n/a", "NA", "<NA>", "#NA"}
 NO_LABELS |= {"NULL", "null", "None", "NaT"}
 TEMPLATE = """\
 {{#- Made by `fintune prepare` for {task}: say here what the labels mean; `text` is a row's text. -#}}
-Classify this text. Answer with one of: {{{{ labels | join("; ") }}}}.
+Classify this text. Answer with {answers}.
 
 {columns}{{{{ text }}}} /no_think
 """
@@ -81,7 +84,11 @@ def prepare(
     write_csv(table, [("text", "label", *columns), *rows])
     sources = {"text": text, "label": label, **columns}
     origin = f"{file.name!r} ({', '.join(f'{name}: {column!r}' for name, column in sources.items())})"
-    template = TEMPLATE.format(task=task, columns="".join(f"{name}: {{{{ {name} }}}}\n" for name in columns))
+    listed = sum(map(tokens, counts)) + len(counts) + max(map(tokens, counts)) <= MOST_LISTED
+    answers = 'one of: {{ labels | join("; ") }}' if listed else "its label alone"
+    template = TEMPLATE.format(
+        task=task, answers=answers, columns="".join(f"{name}: {{{{ {name} }}}}\n" for name in columns)
+    )
     written = table.getvalue(), template, task_text(task, origin, counts, left_out, spellings, list(columns))
     contents = dict(zip(names, written, strict=True))
     show(task, rows, counts, left_out, spellings)
@@ -91,8 +98,11 @@ def prepare(
             write_text(Path(trial, name), content)
         made = read_task(Path(trial, f"data/{task}.yaml"))
         data = load_data(made)
-        print(*audit.lines(audit.audit(made, data)), sep="\n")
-    print("repeats are kept, each cluster of them in one split")
+        found = audit.audit(made, data)
+        print(*audit.lines(found), sep="\n")
+    if not listed:
+        print(f"instruction: {len(counts)} labels are too long a list for it; a model learns them from the rows")
+    print("repeats are kept, each cluster of them in one split" + ", cut ones aside" * bool(found["cut"]["clusters"]))
     print(f"splits: {data.summary()['rows']}; {data.clean.count(False)} test rows are also in training")
     write_all(root, contents)
     print(f"written: {', '.join(sorted(names))}; edit the template, then `make train-{task}`")
@@ -166,6 +176,12 @@ def same(label: str) -> str:
     return " ".join(label.casefold().split())
 
 
+def tokens(label: str) -> int:
+    """Of a label, estimated from above: two letters of ASCII are a token, of the rest each byte."""
+    letters = sum(character.isascii() and character.isalpha() for character in label)
+    return (letters + 1) // 2 + len(label.encode()) - letters
+
+
 def no_label(value: object) -> str | None:
     """Why a value is no label; None where it is one."""
     if value is None or not str(value).strip():
@@ -177,6 +193,8 @@ def no_label(value: object) -> str | None:
         missing = False
     if missing:
         return f"{words!r} stands for a missing label; rename it where it is a class"
+    if tokens(words) > LONGEST_LABEL:
+        return f"label {words[:40]!r}... has {len(words):,} characters; shorten it"
     return fault_of(str(value))
 
 

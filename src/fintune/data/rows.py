@@ -27,7 +27,7 @@ class Row:
 
 
 def slices(rows: Iterator[Row], most: int, size: int) -> Iterator[list[Row]]:
-    """Rows in order, `most` at a time, or fewer where they come to `size` before; the same rows give the same slices."""
+    """Rows in order, `most` at a time, or fewer where they come to `size` before: the same rows, the same slices."""
     taken, held = [], 0
     for row in rows:
         taken.append(row)

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 
 from fintune.data.inputs import named_columns, text_of, training_columns
+from fintune.data.near_duplicates import near_pairs
 from fintune.data.rows import fault_of
-from fintune.data.splits import clusters, near_pairs
+from fintune.data.splits import mark_clusters
 from fintune.data.tables import check_column, read_inputs, read_table
 from fintune.errors import UserError
 from fintune.recipe.task import Task
@@ -23,13 +24,13 @@ def soft_rows(task: Task, splits: dict[str, list[dict]], held_out: set[str]) -> 
     """The training rows of a task with `soft_labels`.
 
     Args:
-        splits: the task's own; `cluster` of their rows is found anew.
+        splits: the task's own; `chain` and `cluster` of their rows are found anew.
         held_out: splits of which no row, and no near-duplicate of one, may be trained on.
 
     Returns:
         (rows, counts): a row has `text`, in a task with columns `columns`, `probabilities` in label id order (their
-        sum is 1), `label` (the id of the most likely one), `file`, `line` and `cluster`. Counts are `rows` of the file
-        and, of those left out, `unlabelled` (predict rejected them), `abstained` and `near_held_out`.
+        sum is 1), `label` (the id of the most likely one), `file`, `line`, `chain` and `cluster`. Counts are `rows` of
+        the file and, of those left out, `unlabelled` (predict rejected them), `abstained` and `near_held_out`.
 
     Raises:
         UserError: the file is missing, lacks a column, holds a row that cannot be read, without text or with
@@ -39,11 +40,9 @@ def soft_rows(task: Task, splits: dict[str, list[dict]], held_out: set[str]) -> 
     others = [(split, row) for split in ("validation", "test") for row in splits[split]]
     everything = rows + [row for _, row in others]
     pairs = near_pairs([row["text"] for row in everything])
-    for row, cluster in zip(everything, clusters(pairs, len(everything)).tolist(), strict=True):
-        row["cluster"] = cluster
+    mark_clusters(everything, pairs, [])  # nothing is split off
     held = np.array([False] * len(rows) + [split in held_out for split, _ in others])
-    near = set(pairs[0][held[pairs[1]]].tolist())
-    kept = [row for number, row in enumerate(rows) if number not in near]
+    kept = [row for row, near in zip(rows, pairs.near(held)[: len(rows)].tolist(), strict=True) if not near]
     counts["near_held_out"] = len(rows) - len(kept)
     print(
         f"data: {len(kept):,} of the {counts['rows']:,} rows of {task.soft_labels.path} are trained on; left out are "

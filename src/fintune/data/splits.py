@@ -1,64 +1,55 @@
-"""When two texts are the same, and how rows are split so that near-duplicates stay on one side."""
+"""How rows are split so that near-duplicates stay on one side, unless they would take a class with them."""
 
 import hashlib
 import math
-import re
 from collections import Counter
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
-from sklearn.feature_extraction.text import CountVectorizer
 
+from fintune.data.near_duplicates import NearPairs, near_pairs
+from fintune.data.same_text import normalise, words_of
 from fintune.recipe.task import Task
 
-URL = re.compile(r"https?://\S+|www\.\S+")
-NOT_WORD = re.compile(r"[\W_]+")
-DIGITS = re.compile(r"\d+")
-BLOCK = 2000  # texts that are compared with all others at a time
-THRESHOLD = 0.6  # Jaccard overlap of word pairs from which on two texts are near-duplicates
+CUTS = (0.7, 0.8, 0.9)  # overlaps at which a cluster that takes too much is cut, one after the other
 
 
-def normalise(text: str) -> str:
-    """Lower case, without URLs and punctuation: two texts that differ only there are the same news."""
-    return " ".join(NOT_WORD.sub(" ", URL.sub(" ", text.lower())).split())
+def mark_clusters(rows: list[dict], pairs: NearPairs, shares: list[float]) -> None:
+    """Give each row its `chain`, equal for near-duplicates, and its `cluster`, the part of it that stays together."""
+    chains = pairs.clusters()
+    for row, chain, cluster in zip(rows, chains.tolist(), cut(rows, chains, shares).tolist(), strict=True):
+        row["chain"], row["cluster"] = chain, cluster
 
 
-def row_key(row: dict) -> tuple[str, ...]:
-    """Equal for rows that say the same: text and columns without regard to case, the text as `normalise` has it."""
-    columns = row.get("columns") or {}
-    return (normalise(row["text"]), *(value.strip().lower() for value in columns.values()))
+def cut(rows: list[dict], clusters: np.ndarray, shares: list[float]) -> np.ndarray:
+    """(rows,) group of each: its cluster, or a part of it where whole clusters would leave a class out of a split.
 
-
-def near_pairs(
-    texts: list[str], threshold: float = THRESHOLD, mask_digits: bool = True
-) -> tuple[np.ndarray, np.ndarray]:
-    """Index pairs of texts whose word pairs overlap by `threshold` or more (Jaccard), each text with itself too.
-
-    Exact, by a sparse product in blocks, about a second for 20,000 texts.
+    Headlines of one template chain into one cluster. A cluster of more than twice a split's share of a class fits
+    into no split, so it is trained on. Where the class's other rows are too few for the splits, its large clusters
+    are cut: into those of a higher overlap, in the end into texts that are equal once normalised.
 
     Args:
-        mask_digits: all numbers are alike, since the same sentence about another quarter is no new evidence.
+        clusters: (rows,) of `NearPairs.clusters`.
+        shares: of the rows, for each split that is to be taken from them.
     """
-    plain = [DIGITS.sub("0", normalise(text)) if mask_digits else normalise(text) for text in texts]
-    marked = [f"^ {text} $" for text in plain]
-    words = CountVectorizer(binary=True, ngram_range=(2, 2), token_pattern=r"\S+", lowercase=False, dtype=np.int32)
-    features = words.fit_transform(marked)
-    size = np.asarray(features.sum(axis=1)).ravel()
-    columns, found = features.T.tocsr(), []
-    for start in range(0, len(texts), BLOCK):
-        shared = (features[start : start + BLOCK] @ columns).tocoo()
-        rows = shared.row + start
-        near = shared.data >= threshold * (size[rows] + size[shared.col] - shared.data)
-        found.append((rows[near], shared.col[near]))
-    rows, others = (np.concatenate(part) for part in zip(*found, strict=True))
-    return rows, others
-
-
-def clusters(pairs: tuple[np.ndarray, np.ndarray], size: int) -> np.ndarray:
-    """(size,) cluster id of each text; near-duplicates, and near-duplicates of those, share a cluster."""
-    graph = coo_array((np.ones(len(pairs[0]), dtype=bool), pairs), shape=(size, size))
-    return connected_components(graph, directed=False)[1]
+    groups, labels = clusters.astype(np.int64), np.array([row["label"] for row in rows])
+    most, needed = 2 * min(shares, default=1), sum(shares)
+    texts = [row["text"] for row in rows]
+    for overlap in (*CUTS, None):
+        size, large = np.bincount(groups)[groups], np.zeros(len(rows), dtype=bool)
+        for label, count in Counter(labels.tolist()).items():
+            own = labels == label
+            fits = own & (size <= most * count)
+            if fits.sum() < needed * count:
+                large |= np.isin(groups, groups[own & ~fits])
+        for group in np.unique(groups[large]):
+            at = np.flatnonzero(groups == group)
+            inside = [texts[row] for row in at]
+            if overlap:
+                parts = near_pairs(inside, overlap).clusters()
+            else:
+                parts = np.unique([normalise(text) for text in inside], return_inverse=True)[1]
+            groups[at] = groups.max() + 1 + parts
+    return groups
 
 
 def split_rows(task: Task, rows: dict[str, list[dict]]) -> dict[str, list[dict]]:
@@ -68,27 +59,25 @@ def split_rows(task: Task, rows: dict[str, list[dict]]) -> dict[str, list[dict]]
     Columns count for nothing here: a headline about two companies is one piece of news, whose rows stay together.
 
     Args:
-        rows: split (or `all`) -> rows with `text` and `label`; each row gains `cluster`, equal for near-duplicates.
+        rows: split (or `all`) -> rows with `text` and `label`; each row gains what `mark_clusters` gives it.
     """
     everything = [row for split in rows.values() for row in split]
     pairs = near_pairs([row["text"] for row in everything])
-    for row, cluster in zip(everything, clusters(pairs, len(everything)).tolist(), strict=True):
-        row["cluster"] = cluster
+    shares = {split: task.split[split] for split in ("validation", "test") if split not in rows}
+    mark_clusters(everything, pairs, list(shares.values()))
 
     rows = dict(rows)
-    shares = {split: task.split[split] for split in ("validation", "test") if split not in rows}
     whole = "all" if "all" in rows else "train"
     start = sum(len(rows[split]) for split in list(rows)[: list(rows).index(whole)])
     pool = rows.pop(whole)
-    within = [(ends >= start) & (ends < start + len(pool)) for ends in pairs]
-    inside = tuple(ends[within[0] & within[1]] - start for ends in pairs)  # test rows link no training rows
+    inside = pairs.within(start, start + len(pool)).clusters()  # test rows link no training rows
     members: dict[int, list[dict]] = {}
-    for row, cluster in zip(pool, clusters(inside, len(pool)), strict=True):
-        members.setdefault(int(cluster), []).append(row)
+    for row, group in zip(pool, cut(pool, inside, list(shares.values())), strict=True):
+        members.setdefault(int(group), []).append(row)
 
-    def place(cluster: list[dict]) -> str:
-        first = min(normalise(row["text"]) for row in cluster)
-        return hashlib.sha256(f"{task.split['seed']} {first}".encode()).hexdigest()
+    def place(group: list[dict]) -> tuple[str, str]:
+        first = min((words_of(row["text"]), normalise(row["text"])) for row in group)
+        return hashlib.sha256(f"{task.split['seed']} {first[0]}".encode()).hexdigest(), first[1]
 
     wanted = {
         (label, split): share * count
@@ -96,13 +85,13 @@ def split_rows(task: Task, rows: dict[str, list[dict]]) -> dict[str, list[dict]]
         for split, share in shares.items()
     }
     parts = {split: [] for split in ("train", *shares)}
-    for cluster in sorted(members.values(), key=place):
-        label = Counter(row["label"] for row in cluster).most_common(1)[0][0]
-        split = next((split for split in shares if wanted[label, split] >= len(cluster) / 2), "train")
+    for group in sorted(members.values(), key=place):
+        label = Counter(row["label"] for row in group).most_common(1)[0][0]
+        split = next((split for split in shares if wanted[label, split] >= len(group) / 2), "train")
         if split != "train":
-            for row in cluster:
+            for row in group:
                 wanted[row["label"], split] -= 1
-        parts[split] += cluster
+        parts[split] += group
     order = {id(row): index for index, row in enumerate(pool)}
     for split, part in parts.items():
         rows[split] = sorted(part, key=lambda row: order[id(row)])

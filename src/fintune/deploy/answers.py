@@ -42,7 +42,9 @@ class Answers:
         self.most = MOST_IN_MEMORY if store == ":memory:" else sys.maxsize
         self.scored = 0
         self.database = sqlite3.connect(store)
-        self.database.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB, stage INTEGER)")
+        self.database.execute(
+            "CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB, stage INTEGER)"
+        )
 
     def __call__(self, inputs: list[Input]) -> list[dict]:
         keys = [hashlib.blake2b(key_of(given), digest_size=16).digest() for given in inputs]

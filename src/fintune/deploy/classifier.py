@@ -48,13 +48,16 @@ class Classifier:
         self._about = f"{result['task']}/{result['name']}, accuracy {accuracy:.4f} on {rows:,} test rows"
 
     @classmethod
-    def from_pretrained(cls, run_dir: str | Path, merge: bool = True, long: Long = "cut") -> "Classifier":
+    def from_pretrained(
+        cls, run_dir: str | Path, merge: bool = True, base: str | Path | None = None, long: Long = "cut"
+    ) -> "Classifier":
         """Load a run: its model with what that stands on, its templates and its temperature.
 
         A caveat is printed to standard error.
 
         Args:
             merge: add an adapter to the weights where they are float32: exact to 1e-6, and a score half as long.
+            base: folder of the model that the run was trained on, where that was moved since.
             long: "cut" reads of a text of over `max_length` tokens only the beginning that fits; "split" reads all of
                 it in overlapping windows that fit, and averages the logarithms of their probabilities.
 
@@ -67,7 +70,7 @@ class Classifier:
             quiet_libraries()
             from fintune.results.restore import load_scorer
 
-            scorer = load_scorer(Path(run_dir), result)
+            scorer = load_scorer(Path(run_dir), result, base=None if base is None else Path(base))
             if merge:
                 scorer.merge()
         classifier = cls(result, scorer, long)

@@ -10,6 +10,7 @@ import tempfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
@@ -31,6 +32,7 @@ def label_folder(
     threshold: float,
     prefix: str,
     columns: dict[str, str] | None = None,
+    base: Path | None = None,
     long: Long = "cut",
 ) -> tuple[int, int]:
     """Label every .parquet file of `source` into the file of the same name in `target`; existing files are kept.
@@ -44,6 +46,7 @@ def label_folder(
         threshold: confidence below which the model abstains.
         prefix: put before the added columns' names.
         columns: what the run reads beside the text -> the files' column; see `label_file`.
+        base: where the run's base is, which every node must see at that path; see `Classifier.from_pretrained`.
         long: how a text of over `max_length` tokens is read; see `Classifier.from_pretrained`.
 
     Returns:
@@ -70,7 +73,15 @@ def label_folder(
         most = max(1, min(len(todo), int(gpus or cpus)))
         work = ray.data.from_items([{"file": name} for name in todo], override_num_blocks=len(todo)).map_batches(
             Labeller,
-            fn_constructor_args=(str(run_dir.resolve()), source, target, options, columns, long),
+            fn_constructor_args=(
+                str(run_dir.resolve()),
+                source,
+                target,
+                options,
+                columns,
+                base and str(base.resolve()),
+                long,
+            ),
             batch_size=1,
             compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1),
             num_cpus=0 if gpus else 1,
@@ -89,12 +100,19 @@ class Labeller:
     """An actor: the run, loaded once, and one file after the other."""
 
     def __init__(
-        self, run_dir: str, source: str, target: str, options: tuple, columns: dict[str, str] | None, long: Long
+        self,
+        run_dir: str,
+        source: str,
+        target: str,
+        options: tuple,
+        columns: dict[str, str] | None,
+        base: str | None = None,
+        long: Long = "cut",
     ):
         self.run_dir, self.source, self.target = Path(run_dir), source, target
         self.options, self.columns = options, columns
         with redirect_stdout(sys.stderr):
-            self.classifier = Classifier.from_pretrained(self.run_dir, long=long)
+            self.classifier = Classifier.from_pretrained(self.run_dir, base=base, long=long)
 
     def __call__(self, batch: dict) -> dict:
         [name] = batch["file"]
@@ -107,18 +125,19 @@ class Labeller:
     def label(self, name: str) -> None:
         (here, folder), (there, out) = location(self.source), location(self.target)
         local = LocalFileSystem()
-        if isinstance(here, LocalFileSystem) and isinstance(there, LocalFileSystem):
-            # else done, by an actor that died afterwards
-            if not Path(out, name).exists() or _interrupted(self.target, name):
-                self._label(Path(folder, name), Path(out, name))
-            return
         with tempfile.TemporaryDirectory() as scratch:
-            taken, made = Path(scratch, "in", name), Path(scratch, "out", name)
-            for path in (taken, made):
-                path.parent.mkdir(parents=True)
-            copy_files(f"{folder}/{name}", str(taken), here, local)
-            self._label(taken, made)
-            copy_files(str(made), f"{out}/{name}", local, there)
+            taken, made = Path(folder, name), Path(out, name)
+            if not isinstance(here, LocalFileSystem):
+                taken = Path(scratch, "in", name)
+                taken.parent.mkdir()
+                copy_files(f"{folder}/{name}", str(taken), here, local)
+            if not isinstance(there, LocalFileSystem):  # a bucket, where a file is whole or not there
+                made = Path(scratch, "out", name)
+            # else done, by an actor that died afterwards
+            if not made.exists() or _interrupted(self.target, name):
+                self._label(taken, made)
+            if not isinstance(there, LocalFileSystem):
+                copy_files(str(made), f"{out}/{name}", local, there)
 
     def _label(self, source: Path, target: Path) -> None:
         label_file(self.classifier, self.run_dir, source, target, *self.options, columns=self.columns)
@@ -166,6 +185,7 @@ def _check_run(target: str, run: list, begun: bool) -> None:
     try:
         files.create_dir(path)
         if not begun:
+            _check_ours(target, files, place)
             with files.open_output_stream(place) as stream:
                 stream.write(content)
         with files.open_input_stream(place) as stream:
@@ -176,6 +196,14 @@ def _check_run(target: str, run: list, begun: bool) -> None:
         raise UserError(f"{target}: was begun with another run or other options; name another folder")
 
 
+def _check_ours(target: str, files: FileSystem, place: str) -> None:
+    if files.get_file_info(place).type is FileType.NotFound:
+        return
+    with files.open_input_stream(place) as stream:
+        if stream.read(1) not in (b"", b"["):  # empty: killed as it was written
+            raise UserError(f"{target}: its {RUN} is not of `fintune predict`; move it away, or name another folder")
+
+
 def count(source: str, target: str, names: list[str], prefix: str = "") -> tuple[int, int]:
     """(labelled, rejected) rows, counted in the files.
 
@@ -183,13 +211,18 @@ def count(source: str, target: str, names: list[str], prefix: str = "") -> tuple
         prefix: of the added columns' names.
 
     Raises:
-        UserError: a file has more or fewer rows than its input.
+        UserError: a file has more or fewer rows than its input, or was not labelled.
     """
     (here, folder), (there, out) = location(source), location(target)
     labelled = rejected = 0
     for name in names:
         rows_in = pq.read_metadata(f"{folder}/{name}", filesystem=here).num_rows
-        reasons = pq.read_table(f"{out}/{name}", columns=[prefix + "rejected"], filesystem=there)[0]
+        try:
+            reasons = pq.read_table(f"{out}/{name}", columns=[prefix + "rejected"], filesystem=there)[0]
+        except (pa.ArrowException, OSError, IndexError) as error:
+            raise UserError(
+                f"{target}/{name}: is no file that was labelled ({error}); remove it and label it again"
+            ) from error
         if rows_in != len(reasons):
             raise UserError(
                 f"{target}/{name}: {len(reasons)} rows of {rows_in} in {source}; the input was changed "

@@ -1,29 +1,30 @@
 """Label a file of any length: in shards, each written whole or not at all, so that an interrupted run can go on.
 
-OUT.parts/ holds manifest.json, for each shard its rows and the lines that are no rows, and scores.sqlite, the
-probabilities of every text so far. When the last shard is done they become OUT and, where there are such lines,
-OUT.rejected.jsonl, and OUT.parts is removed.
+OUT.parts/ holds the shards (see `parts.py`) and scores.sqlite, the probabilities of every text so far. When the last
+shard is done they become OUT and, where there are lines that are no rows, OUT.rejected.jsonl; OUT.parts is removed.
 """
 
-import json
 import signal
+import sqlite3
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
+from fintune.data.csv_file import Cells
 from fintune.data.jsonl_file import json_line
 from fintune.data.rows import Row, slices
 from fintune.data.tables import Table, check_column, check_columns, ending, read_inputs, read_table
+from fintune.data.text_file import join_text
 from fintune.deploy.answers import Answers, added_columns, judge
 from fintune.deploy.classifier import Classifier
+from fintune.deploy.parts import Parts
 from fintune.errors import Stopped, UserError
-from fintune.files import sha256, write_json, write_whole
+from fintune.files import sha256, write_whole
 
 SHARD = 10_000  # rows read, labelled or rejected, between two points from which an interrupted run can go on
 SHARD_SIZE = 2**24  # of these rows, in characters, which take up to 4 bytes each; then a shard has fewer of them
@@ -35,34 +36,41 @@ def open_table(
     text_column: str,
     names: list[str],
     prefix: str = "",
+    spreadsheet_safe: bool = False,
     delimiter: str | None = None,
     encoding: str | None = None,
     columns: dict[str, str] | None = None,
+    staged: bool = False,
 ) -> Table:
     """The rows of `source`, ready to be labelled into `target`; needs no model, so a command asks here first.
 
     Args:
         names: the label names.
         prefix: put before the added columns' names.
+        spreadsheet_safe: see `label_file`.
         delimiter, encoding: of `source`, where they are not to be found out; see `read_table`.
         columns: what the run reads beside the text -> the file's column.
+        staged: whether the run is a cascade.
 
     Raises:
-        UserError: the files are of different formats, `source` does not exist, `target` does, or a column is missing,
-            would be written twice or holds no text.
+        UserError: the files are of different formats, `source` does not exist, `target` or what is written beside it
+            does, or a column is missing, would be written twice or holds no text; `spreadsheet_safe` of no CSV.
     """
     expected = ending(source).replace(".xlsx", ".csv")
     if expected != ending(target):
         raise UserError(f"{target}: what is made of {source.name} ends in {expected}; rename the output")
-    if target.exists() and not (_parts(target) / "manifest.json").exists():  # with it: killed while it cleaned up
-        raise UserError(f"{target}: already exists; remove it, or name another output")
+    Parts(target).check()
     table = read_table(source, text_column, delimiter=delimiter, encoding=encoding)
     check_column(table, source, text_column, "--text-column {}")
     check_columns(table, source, columns or {}, "--column")
-    added = added_columns(names, prefix)
+    added = added_columns(names, prefix, staged)
     if taken := set(added).intersection(table.columns):
         raise UserError(f"{source}: has a column {min(taken)!r} already; choose a --prefix for the new ones")
     table.add_columns(added)
+    if spreadsheet_safe:
+        if not isinstance(table, Cells):
+            raise UserError(f"--spreadsheet-safe: {target.name} is no CSV, to which alone it applies; leave it out")
+        table.spreadsheet_safe = True
     return table
 
 
@@ -102,79 +110,75 @@ def label_file(
         Stopped: SIGTERM or SIGINT came.
     """
     columns = {name: name for name in classifier.columns} if columns is None else columns
-    table = open_table(source, target, text_column, classifier.names, prefix, delimiter, encoding, columns)
-    parts = _parts(target)
-    parts.mkdir(parents=True, exist_ok=True)
+    begun_with = _hash(source)  # before the first line is read
+    choices = (prefix, spreadsheet_safe, delimiter, encoding, columns)
+    table = open_table(source, target, text_column, classifier.names, *choices, bool(classifier.stages))
+    parts = Parts(target)
+    with parts.locked(), _stoppable(str(parts.folder)) as stop_if_asked:
+        parts.check()  # again: another run may have ended meanwhile
+        options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, classifier.long]
+        options += columns.items()
+        run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
+        parts.begin({"input": begun_with, "run": run, "options": options, "shard": [SHARD, SHARD_SIZE]})
+        if counts := parts.place():  # killed when all was done
+            return counts
+        with _scores(parts.folder / "scores.sqlite", classifier, threshold, prefix) as answers:
+            rows = read_inputs(table, columns)
+            sizes, counts = _label_shards(table, rows, answers, parts, stop_if_asked)
+        if _hash(source) != begun_with:
+            parts.clear()
+            raise UserError(f"{source}: was changed while it was read, so nothing is written; label it again")
+        _join(table, parts, sizes, counts)
+        return parts.place()
+
+
+@contextmanager
+def _scores(store: Path, classifier: Classifier, threshold: float, prefix: str) -> Iterator[Answers]:
     try:
-        with FileLock(parts / "lock", timeout=0), _stoppable(str(parts)) as stop_if_asked:
-            options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, classifier.long]
-            options += columns.items()
-            run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
-            _check_manifest(parts, {"input": sha256(source), "run": run, "options": options, "shard": [SHARD, SHARD_SIZE]})
-            answers = Answers(classifier, threshold, prefix, parts / "scores.sqlite")
-            with closing(answers.database):
-                rows = read_inputs(table, columns)
-                counts = _label_shards(table, rows, answers, parts, spreadsheet_safe, stop_if_asked)
-            _join(table, sorted(parts.glob("*.rows")), parts, target)
-            for path in sorted(parts.iterdir(), key=lambda path: path.name == "manifest.json"):
-                if path.name != "lock":
-                    path.unlink()
-    except Timeout as error:
-        raise UserError(f"{parts}: another run is writing it; wait for that one, or name another output") from error
-    with suppress(OSError):  # another run has started meanwhile
-        (parts / "lock").unlink(missing_ok=True)
-        parts.rmdir()
-    return counts
+        answers = Answers(classifier, threshold, prefix, store)
+        with closing(answers.database):
+            yield answers
+    except sqlite3.DatabaseError as error:
+        if isinstance(error, sqlite3.OperationalError):  # a full disk, say
+            raise
+        raise UserError(f"{store}: is damaged ({error}); remove it, then the same command goes on") from error
+
+
+def _hash(source: Path) -> str | None:
+    return sha256(source) if source.is_file() else None
 
 
 def run_fingerprint(run_dir: Path, names: list[str], calibration: dict) -> list:
     """What a labelling that goes on must have in common with its beginning: hashes of weights, labels, temperature."""
-    weights = [sha256(path) for kind in ("safetensors", "skops") for path in sorted(run_dir.glob(f"*.{kind}"))]
-    return [weights, names, calibration["temperature"]]
-
-
-def _parts(target: Path) -> Path:
-    return target.with_name(target.name + ".parts")
-
-
-def _check_manifest(parts: Path, manifest: dict) -> None:
-    path = parts / "manifest.json"
-    if not path.exists():
-        write_json(path, manifest)
-        return
-    before = json.loads(path.read_text(encoding="utf-8"))
-    changed = [key for key in manifest if before.get(key) != json.loads(json.dumps(manifest[key]))]
-    if changed:
-        raise UserError(f"{parts}: was begun with another {changed[0]}; give it as it was, or remove the folder")
+    weights = [path for kind in ("safetensors", "skops") for path in sorted(run_dir.glob(f"*.{kind}"))]
+    weights = weights or [run_dir / "recipe.yaml"]  # of a cascade, which has thresholds and stages in place of weights
+    return [list(map(sha256, weights)), names, calibration["temperature"]]
 
 
 def _label_shards(
     table: Table,
     rows: Iterator[Row],
     answers: Answers,
-    parts: Path,
-    spreadsheet_safe: bool,
+    parts: Parts,
     stop_if_asked: Callable[[], None],
-) -> tuple[int, int]:
-    labelled = rejected = 0
+) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """(rows and lines that are no rows of each shard, (labelled, rejected) rows)."""
+    labelled, rejected, sizes = 0, 0, []
     started, fresh = time.perf_counter(), 0
     bar = tqdm(total=1000, unit="‰", bar_format="{l_bar}{bar}| {elapsed} < {remaining}{postfix}")
     with bar:
         for number, shard in enumerate(slices(rows, SHARD, SHARD_SIZE)):
             stop_if_asked()
-            done = parts / f"{number:08}.rows"
             kept = [row for row in judge(shard, answers.classifier) if row.cells is not None]
-            if not done.exists():
-                lost = [{"line": row.line, "reason": row.fault} for row in shard if row.cells is None]
-                write_whole(
-                    parts / f"{number:08}.rejected",
-                    lambda path, lost=lost: path.write_bytes(b"".join(json_line(line) for line in lost)),
-                )
+            lost = [{"line": row.line, "reason": row.fault} for row in shard if row.cells is None]
+            sizes.append((len(kept), len(lost)))
+            if not parts.has_shard(number, *sizes[-1]):
                 added = answers.of_rows(kept)
-                write_whole(
-                    done,
-                    lambda path, kept=kept, added=added: table.write(path, kept, added, spreadsheet_safe),
-                )
+                write = {
+                    "rejected": lambda path, lost=lost: path.write_bytes(b"".join(map(json_line, lost))),
+                    "rows": lambda path, kept=kept, added=added: table.write(path, kept, added),
+                }
+                parts.write_shard(number, *sizes[-1], write)
                 fresh += len(shard)
             good = sum(row.fault is None for row in kept)
             labelled, rejected = labelled + good, rejected + len(shard) - good
@@ -182,17 +186,27 @@ def _label_shards(
             speed = fresh / (time.perf_counter() - started)
             bar.set_postfix_str(f" {labelled + rejected:,} rows, {rejected:,} rejected, {speed:,.0f} rows/s")
             del shard, kept  # before the next rows are read
-    return labelled, rejected
+    return sizes, (labelled, rejected)
 
 
-def _join(table: Table, shards: list[Path], parts: Path, target: Path) -> None:
-    """Rejected rows first: where `target` exists, everything does."""
-    rejected = b"".join(path.read_bytes() for path in sorted(parts.glob("*.rejected")))
-    place = target.with_name(target.name + ".rejected.jsonl")
-    place.unlink(missing_ok=True)
-    if rejected:
-        write_whole(place, lambda path: path.write_bytes(rejected))
-    write_whole(target, lambda path: table.join(shards, path))
+def _join(table: Table, parts: Parts, sizes: list[tuple[int, int]], counts: tuple[int, int]) -> None:
+    """Make the output of the shards, and see that it holds as many rows as were kept.
+
+    Args:
+        sizes: of each shard, its rows and its lines that are no rows.
+        counts: (labelled, rejected) rows.
+    """
+    for number, size in enumerate(sizes):
+        if not parts.has_shard(number, *size):
+            raise UserError(f"{parts.shard(number, 'rows')}: was changed; the same command labels its rows again")
+    rows, rejected = ([parts.shard(n, kind) for n in range(len(sizes))] for kind in ("rows", "rejected"))
+    expected, written = sum(kept for kept, _ in sizes), []
+    write_whole(parts.folder / "output", lambda path: written.append(table.join(rows, path)))
+    if written != [expected]:
+        raise UserError(f"{parts.folder}: holds {written[0]:,} rows where {expected:,} were read; report this file")
+    if lost := sum(counts) - expected:
+        write_whole(parts.folder / "rejected.jsonl", lambda path: join_text(path, "", b"", rejected))
+    parts.write_joined(counts, ["output", "rejected.jsonl"] if lost else ["output"])
 
 
 @contextmanager
@@ -206,7 +220,9 @@ def _stoppable(where: str) -> Iterator[Callable[[], None]]:
     def flag(signum, frame):
         came.append(signum)
         signal.signal(signum, signal.SIG_DFL)
-        message = f"{signal.Signals(signum).name}: stopping after at most {SHARD:,} rows; a second signal stops at once"
+        message = (
+            f"{signal.Signals(signum).name}: stopping after at most {SHARD:,} rows; a second signal stops at once"
+        )
         print(f"\n{message}", file=sys.stderr, flush=True)
 
     def stop_if_asked() -> None:

@@ -22,6 +22,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedConfig, PreTrainedTokenizerFast
 
 from fintune.errors import UserError
+from fintune.files import modes_of_umask
 
 CACHE = Path(HF_HOME) / "fintune"  # 15 GB for Baichuan2-7B, beside the Hub's own cache
 FILES = ["config.json", "tokenizer.model", "*.safetensors"]  # what is fetched: neither code nor pickles
@@ -104,6 +105,7 @@ def convert(source: Path, target: Path, config: LlamaConfig) -> None:
     (part / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": found}))
     config.save_pretrained(part)
     tokenizer.save_pretrained(part)
+    modes_of_umask(part)
     for path in part.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())

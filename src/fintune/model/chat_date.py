@@ -1,7 +1,7 @@
 """The date in a prompt: some chat templates state today's, so that a run would be asked otherwise every day.
 
-Such templates call `strftime_now`, which transformers gives them. A macro of that name in front of a template takes its
-place, with one date for good; it is saved with the run, and so read by whatever renders the template.
+Such templates call `strftime_now`, which transformers gives them. A macro of that name before a template takes its
+place, with one date for good; it is saved with the run, and read by whatever renders the template.
 """
 
 import json

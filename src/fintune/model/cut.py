@@ -40,9 +40,9 @@ def beginning(text: str, count: int, read: Callable[[str], list[Item]]) -> tuple
 def most(limit: int, guess: int, fits: Callable[[int], bool]) -> int:
     """The largest number up to `limit` that fits, where all below it do and none above; 0 where none does."""
     low, high, guess = 0, limit + 1, min(guess, limit)
-    first = [guess, guess + 1]
     while high - low > 1:
-        at = first.pop(0) if first and low < first[0] < high else (low + high) // 2
+        near = (at for at in (guess, guess + 1, guess - 1, guess + 2, guess - 2) if low < at < high)
+        at = next(near, (low + high) // 2)
         low, high = (at, high) if fits(at) else (low, at)
     return low
 
@@ -63,4 +63,3 @@ def windows(encoder: Encoder, given: Input) -> list[Input]:
             break
         text = text[max(1, starts[len(starts) * 3 // 4] if starts else end) :].lstrip()
     return parts
-

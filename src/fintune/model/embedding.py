@@ -75,7 +75,6 @@ def load_embedder(
             base,
             revision=revision,
             dtype=torch.float32,
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,

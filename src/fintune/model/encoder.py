@@ -29,7 +29,6 @@ from fintune.model.load import missing_model
 from fintune.recipe.recipe import ModelArguments
 from fintune.recipe.task import Task
 
-
 PLAIN = {"split_special_tokens": True, "verbose": False}  # control tokens inside a text stay plain characters
 
 
@@ -159,8 +158,8 @@ class EncoderInput:
         text, room = text_of(given), self._room(given)
         if not self.tokenizer.is_fast:
             raise UserError(
-                f"{self.tokenizer.name_or_path}: this tokenizer, written in Python, does not say where a token begins, "
-                "so its texts have no windows; leave out --long split"
+                f"{self.tokenizer.name_or_path}: this tokenizer, written in Python, does not say where a token "
+                "begins, so its texts have no windows; leave out --long split"
             )
         _, starts = beginning(text, room + 1, self._starts)
         ends = [*starts[1:], len(text)] if len(starts) <= room else starts[1:]
@@ -281,7 +280,6 @@ def load_encoder(base: str, revision: str | None, task: Task, device: torch.devi
             label2id={name: label for label, name in enumerate(names)},
             problem_type="single_label_classification",
             dtype=torch.float32,  # as stored, without this
-            attn_implementation="sdpa",
             use_safetensors=True,
             trust_remote_code=False,
             ignore_mismatched_sizes=True,  # another task's head; checked below

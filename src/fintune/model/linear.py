@@ -5,7 +5,7 @@ TF-IDF is the yardstick of every other run too; see fintune/scoring/simple.py.
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -17,7 +17,7 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import FunctionTransformer
 
 from fintune.data.inputs import Input, columns_of, text_of
-from fintune.data.splits import URL
+from fintune.data.same_text import URL
 from fintune.model.embedding import Embedder, load_embedder
 from fintune.model.load import model_summary
 from fintune.recipe.recipe import RunArguments
@@ -54,6 +54,12 @@ class LinearArguments(RunArguments):
     )
 
     def __post_init__(self):
+        embedding = ("max_length", "model_revision", "wheel")
+        unread = {"majority": ("C", "ngram_max", *embedding), "tfidf": embedding, "embedding": ("ngram_max",)}
+        defaults = {key.name: key.default_factory() if key.name == "C" else key.default for key in fields(self)}
+        for key in unread[self.linear_model]:
+            if getattr(self, key) != defaults[key]:
+                raise ValueError(f"`{key}` is not read by linear_model: {self.linear_model}; take it out")
         if (self.linear_model == "embedding") != (self.model_name_or_path is not None):
             raise ValueError("linear_model: embedding needs a model_name_or_path, and no other takes one")
 

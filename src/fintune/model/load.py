@@ -5,30 +5,44 @@ import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from errno import ENOSPC
+from errno import EACCES, ENOSPC, EPERM, EROFS
 from pathlib import Path
 
 import torch
 from huggingface_hub.errors import GatedRepoError
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, Trainer
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    DebertaV2Tokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Trainer,
+)
 from transformers.integrations.liger import apply_liger_kernel
 from transformers.utils import is_liger_kernel_available
-from trl import ModelConfig, get_peft_config, get_quantization_config
+from trl import ModelConfig, SFTConfig, get_quantization_config
 
 from fintune import machine
 from fintune.errors import UserError
 from fintune.files import sha256
 from fintune.model.baichuan import as_llama
 from fintune.model.chat_date import freeze_date
+from fintune.model.deberta import with_own_normalizer
 from fintune.model.kv_heads import set_key_value_heads
 
 
 def load_tokenizer(
-    base: str, revision: str | None, chat_template_path: str | None = None, begun: Path | None = None
+    base: str,
+    revision: str | None,
+    chat_template_path: str | None = None,
+    eos_token: str | None = None,
+    pad_token: str | None = None,
+    begun: Path | None = None,
 ) -> PreTrainedTokenizerBase:
-    """The base's tokenizer, with the recipe's own chat template where it names one.
+    """The base's tokenizer, with the recipe's own chat template, end and padding token where it names them.
 
     A chat template that asks for the date is given today's for good: the run's own copy of it states that date.
 
@@ -36,20 +50,36 @@ def load_tokenizer(
         begun: folder of a run that goes on, from whose checkpoints the date is taken.
 
     Raises:
-        UserError: the model is missing or gated.
+        UserError: the model is missing or gated, the template cannot be read, or a token is not in the vocabulary.
     """
     with missing_model(base):
         folder, revision = as_llama(base, revision)
         tokenizer = AutoTokenizer.from_pretrained(folder, revision=revision, trust_remote_code=False)
-    if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
+    if isinstance(tokenizer, DebertaV2Tokenizer) and str(getattr(tokenizer, "vocab_file", None)).endswith(".model"):
+        tokenizer = with_own_normalizer(tokenizer)
+    for key, token in (("eos_token", eos_token), ("pad_token", pad_token)):
+        if token is not None:
+            if token not in tokenizer.get_vocab():
+                known = ", ".join(sorted(tokenizer.get_added_vocab())) or "none"
+                raise UserError(f"{base}: `{key}` is {token!r}, no token of its vocabulary; control tokens: {known}")
+            setattr(tokenizer, key, token)
+    if pad_token is None and tokenizer.pad_token_id in (None, tokenizer.eos_token_id) and tokenizer.unk_token:
         # LLaMA has none, SmolLM2's is its end token; padding with the end token would mask the end
         tokenizer.pad_token = tokenizer.unk_token
     if chat_template_path:
-        if not Path(chat_template_path).is_file():
-            raise UserError(f"{chat_template_path}: no such chat template; fix `chat_template_path` in the recipe")
-        tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+        try:
+            tokenizer.chat_template = Path(chat_template_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(
+                f"{chat_template_path}: no such chat template, or none in UTF-8 ({error}); fix `chat_template_path`"
+            ) from error
     freeze_date(tokenizer, begun)
     return tokenizer
+
+
+def tokenizer_keys(training_args: SFTConfig) -> dict[str, str | None]:
+    """What a recipe says of the tokenizer, as `load_tokenizer` takes it."""
+    return {key: getattr(training_args, key) for key in ("chat_template_path", "eos_token", "pad_token")}
 
 
 def load_model(
@@ -103,8 +133,32 @@ def load_adapter(model: PreTrainedModel, adapter: Path, base: str) -> PeftModel:
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             return PeftModel.from_pretrained(model, adapter)
-        except (UserWarning, RuntimeError, ValueError, SafetensorError) as error:
-            raise UserError(f"{adapter}: its adapter does not fit {base}: {error}; train the run again") from error
+        except (
+            UserWarning,
+            RuntimeError,
+            ValueError,
+            TypeError,
+            LookupError,
+            AttributeError,
+            SafetensorError,
+        ) as error:
+            why = f"{type(error).__name__}: {error}"
+            raise UserError(f"{adapter}: its adapter does not fit {base}: {why}; train the run again") from error
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The base with its adapter added to the weights.
+
+    Where only the embeddings, or only the head that is tied to them, are adapted, the head gets weights of its own
+    first: what is added to the one would be added to the other.
+    """
+    base = model.get_base_model()
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    embeddings, head = (getattr(module, "base_layer", module) for module in ends)
+    if head.weight is embeddings.weight and any(isinstance(module, BaseTunerLayer) for module in ends):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+    return model.merge_and_unload()
 
 
 def fuse_layers(model: PreTrainedModel) -> bool:
@@ -113,14 +167,6 @@ def fuse_layers(model: PreTrainedModel) -> bool:
     if fits:  # the loss is computed at the label alone, where nothing is left to fuse
         apply_liger_kernel(model, {"fused_linear_cross_entropy": False, "cross_entropy": False})
     return fits
-
-
-def peft_config(model_args: ModelConfig) -> PeftConfig | None:
-    """TRL's `get_peft_config`, with trained embeddings kept tied to the head where the base ties them."""
-    config = get_peft_config(model_args)
-    if config is not None and config.modules_to_save:
-        config.ensure_weight_tying = True
-    return config
 
 
 def base_fingerprint(base: str, revision: str | None) -> str:
@@ -195,18 +241,22 @@ def missing_model(base: str) -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, ValueError, SafetensorError, RuntimeError) as error:
-        text = str(error)
-        misshapen = isinstance(error, RuntimeError) and "mismatch" in text
-        expected = misshapen or isinstance(error, OSError | ValueError | SafetensorError)
-        if not expected or getattr(error, "errno", None) == ENOSPC:
+    except (UserError, ImportError, MemoryError):
+        raise
+    except Exception as error:  # odd keys in a config.json raise errors of every kind
+        text = " ".join(f"{type(error).__name__}: {error}".split())
+        if isinstance(error, RuntimeError) and "mismatch" not in text:  # CUDA's own
+            raise
+        if isinstance(error, OSError) and error.errno in (ENOSPC, EACCES, EPERM, EROFS):  # of the disk, not the model
             raise
         if "gated repo" in text.lower() or isinstance(error.__cause__, GatedRepoError):
             remedy = f"it is gated: ask for access on https://huggingface.co/{base} and set HF_TOKEN"
+        elif "tiktoken" in text:  # what transformers asks for where it cannot read a SentencePiece vocabulary
+            remedy = "its vocabulary needs `pip install 'fintune[sentencepiece]'`"
         elif isinstance(error, SafetensorError) or "safetensors" in text:
             remedy = "it has no complete safetensors weights; fetch it again (pickled weights are never read)"
         elif isinstance(error, OSError):
             remedy = "check the name, or connect; with HF_HUB_OFFLINE=1 it must be in the Hub cache"
         else:
             remedy = "transformers refuses it"
-        raise UserError(f"model {base} cannot be loaded: {remedy} ({text.splitlines()[0][:200]})") from error
+        raise UserError(f"model {base} cannot be loaded: {remedy} ({text[:200]})") from error

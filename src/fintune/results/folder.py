@@ -13,11 +13,12 @@ from pathlib import Path
 
 from fintune import machine
 from fintune.data.load import TaskData
-from fintune.files import hashes, write_json, write_text
+from fintune.files import finish_move, hashes, modes_of_umask, sha256, write_json, write_text
 from fintune.recipe.recipe import Recipe, dump_recipe
 from fintune.results.card import INVENTED, write_card
 from fintune.results.verify import SCHEMA
 from fintune.scoring.scorer import Scorer
+from fintune.training.checkpoints import finished_checkpoints
 from fintune.training.session import say_replaced
 
 
@@ -42,10 +43,10 @@ def make_result(recipe: Recipe, data: TaskData, metrics: dict, split: str = "tes
 
 
 def save_run(recipe: Recipe, result: dict, predictions: list[dict], scorer: Scorer) -> None:
-    """Write everything beside the run, then move it in, metrics.json last.
+    """Write everything beside the run, metrics.json last, then move it in.
 
-    An older result in the folder stays complete until the new one is. recipe.yaml, template.jinja and
-    chat_template.jinja give the same run again: `python train_sft.py RUN/recipe.yaml`.
+    An older result in the folder counts until the new one is complete; see `finish_move`. recipe.yaml, template.jinja
+    and chat_template.jinja give the same run again: `python train_sft.py RUN/recipe.yaml`.
     """
     folder = recipe.folder
     staging = folder / "staging"
@@ -70,18 +71,18 @@ def save_run(recipe: Recipe, result: dict, predictions: list[dict], scorer: Scor
         soft_labels=task.soft_labels and replace(task.soft_labels, path=_seen_from(folder, task.soft_labels.path)),
         exclude=task.exclude and _seen_from(folder, task.exclude),
     )
+    if Path(str(overrides.get("model_name_or_path"))).is_dir():
+        overrides["model_name_or_path"] = _seen_from(folder, overrides["model_name_or_path"])
     write_text(staging / "recipe.yaml", dump_recipe(replace(recipe, task=task, overrides=overrides)))
+    _write_predictions(staging / "predictions.jsonl", predictions)
     (staging / "README.md").unlink(missing_ok=True)  # PEFT's
+    modes_of_umask(staging)
     result = result | {"files": hashes(staging)}  # without the card, which its owner may edit
+    result["checkpoints"] = finished_checkpoints(folder)
     name = folder.name if folder.is_absolute() else str(folder)
     write_card(staging, result, overrides, scorer.encoder, name)
-    save_result(staging, result, predictions)
-    (folder / "metrics.json").unlink(missing_ok=True)
-    for path in sorted(staging.iterdir(), key=lambda path: path.name == "metrics.json"):
-        if path.is_dir():
-            shutil.rmtree(folder / path.name, ignore_errors=True)
-        path.replace(folder / path.name)
-    staging.rmdir()
+    write_json(staging / "metrics.json", result)  # from here on it counts
+    finish_move(folder)
 
 
 def _seen_from(folder: Path, path: str) -> str:
@@ -92,8 +93,22 @@ def _seen_from(folder: Path, path: str) -> str:
 
 
 def save_result(folder: Path, result: dict, predictions: list[dict], suffix: str = "") -> None:
-    """Predictions first, metrics last: a metrics.json always has its predictions beside it."""
+    """Metrics and predictions of an evaluation, metrics last: a metrics.json always has its predictions beside it.
+
+    Args:
+        suffix: of both names, where the run's own figures are to stay.
+    """
     say_replaced(folder / f"metrics{suffix}.json")
-    lines = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions)
-    write_text(folder / f"predictions{suffix}.jsonl", lines)
-    write_json(folder / f"metrics{suffix}.json", result)
+    place = folder if suffix else folder / "staging"
+    if not suffix:
+        shutil.rmtree(place, ignore_errors=True)  # of a save that was interrupted
+    _write_predictions(place / f"predictions{suffix}.jsonl", predictions)
+    if not suffix and "files" in result:
+        files = result["files"] | {"predictions.jsonl": sha256(place / "predictions.jsonl")}
+        result = result | {"files": files}
+    write_json(place / f"metrics{suffix}.json", result)
+    finish_move(folder)
+
+
+def _write_predictions(path: Path, predictions: list[dict]) -> None:
+    write_text(path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in predictions))

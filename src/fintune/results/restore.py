@@ -7,10 +7,11 @@ from transformers import AutoModelForSequenceClassification, TrainingArguments
 from trl import ModelConfig, SFTConfig
 
 from fintune.errors import UserError
+from fintune.files import check_readable
 from fintune.model.embedding import load_embedder
 from fintune.model.encoder import EncoderArguments, EncoderInput
 from fintune.model.linear import LinearArguments
-from fintune.model.load import base_fingerprint, load_model, load_tokenizer, missing_model
+from fintune.model.load import base_fingerprint, load_model, load_tokenizer, missing_model, tokenizer_keys
 from fintune.model.prompt import Prompt
 from fintune.model.wheel import find_model
 from fintune.recipe.layers import TINY
@@ -38,45 +39,72 @@ def read_recipe(folder: Path, script: str, flags: list[str] = ()) -> Recipe:
     return parse_recipe(words, *ARGUMENTS[script])
 
 
-def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None) -> Scorer:
+def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None, base: Path | None = None) -> Scorer:
     """The model of a finished run with its tokenizer and templates.
 
     Args:
         result: its metrics.json, of `verified_result`.
         recipe: of the run, where some of its flags are changed.
+        base: folder of the model that an adapter or a classifier stands on, where it is no longer where the recipe
+            says.
 
     Raises:
         UserError: its adapter or classifier belongs to another base, or weights are missing or foreign.
     """
     recipe = recipe or read_recipe(folder, result["script"])
+    stands_on_base = result["script"] == "train_sft.py" or getattr(recipe.run_args, "linear_model", "") == "embedding"
+    if base is not None and not stands_on_base:
+        raise UserError(f"--base {base}: {folder} holds its whole model; leave it out")
     loaders = {"train_sft.py": _label_scorer, "train_cls.py": _encoder_scorer, "train_linear.py": _linear_scorer}
     loaders[CASCADE] = _cascade_scorer
-    return loaders[result["script"]](folder, recipe, result)
+    return loaders[result["script"]](folder, recipe, result, *[base] * stands_on_base)
 
 
-def _label_scorer(folder: Path, recipe: Recipe, result: dict) -> LabelScorer:
+def _label_scorer(folder: Path, recipe: Recipe, result: dict, base: Path | None) -> LabelScorer:
     training_args, model_args = recipe.training_args, recipe.model_args
-    name, revision = model_args.model_name_or_path, model_args.model_revision
-    base = str(folder / "base") if name == TINY else find_model(name, revision, recipe.run_args.wheel)[0]
-    _check_base(folder, "adapter", base, revision, result)
-    tokenizer = load_tokenizer(str(folder), revision, training_args.chat_template_path)
+    revision = model_args.model_revision
+    base = _find_base(folder, "adapter", model_args.model_name_or_path, revision, recipe.run_args.wheel, result, base)
+    tokenizer = load_tokenizer(str(folder), revision, **tokenizer_keys(training_args))
     model = load_model(model_args, base, training_args.device, recipe.run_args.key_value_heads, folder)
     return LabelScorer(model, Prompt(recipe.task, tokenizer, training_args.max_length))
 
 
-def _check_base(folder: Path, part: str, base: str, revision: str | None, result: dict) -> None:
-    found, trained_on = base_fingerprint(base, revision), result["model"]["fingerprint"]
+def _find_base(
+    folder: Path, part: str, name: str, revision: str | None, wheel: dict | None, result: dict, moved: Path | None
+) -> str:
+    """Name or folder of the base that a run was trained on, by its fingerprint."""
+    trained_on = result["model"]["fingerprint"]
+    if moved is not None:
+        if not moved.is_dir():
+            raise UserError(f"--base {moved}: no such folder; name the one that holds the base of {folder}")
+        if "@" in trained_on:
+            raise UserError(
+                f"--base {moved}: {folder} was trained on {trained_on} of the Hub, which a folder cannot be checked "
+                "against; leave it out and connect, or fill the Hub's cache (HF_HOME)"
+            )
+        base = str(moved)
+    elif name == TINY:
+        base = str(folder / "base")
+    elif Path(name).is_absolute() and not Path(name).is_dir():
+        raise UserError(f"{folder}: its base {name} is missing; say where it is now with --base FOLDER")
+    else:
+        base = find_model(name, revision, wheel)[0]
+    check_readable(Path(base))
+    found = base_fingerprint(base, revision)
     if found != trained_on:
-        raise UserError(f"{folder}: its {part} belongs to base {trained_on[:60]}, not {found[:60]}")
+        raise UserError(
+            f"{folder}: its {part} belongs to base {trained_on[:60]}, not {found[:60]} ({base}); name the right one "
+            "with --base FOLDER"
+        )
+    return base
 
 
-def _linear_scorer(folder: Path, recipe: Recipe, result: dict) -> LinearScorer:
+def _linear_scorer(folder: Path, recipe: Recipe, result: dict, base: Path | None = None) -> LinearScorer:
     args = recipe.run_args
     if args.linear_model != "embedding":
         return load_linear(folder, None)
-    name, revision = args.model_name_or_path, args.model_revision
-    base = find_model(name, revision, args.wheel)[0]
-    _check_base(folder, "classifier", base, revision, result)
+    revision = args.model_revision
+    base = _find_base(folder, "classifier", args.model_name_or_path, revision, args.wheel, result, base)
     return load_linear(folder, load_embedder(base, revision, args.max_length, []))
 
 
@@ -99,7 +127,6 @@ def _encoder_scorer(folder: Path, recipe: Recipe, result: dict) -> EncoderScorer
             folder,
             use_safetensors=True,
             trust_remote_code=False,
-            attn_implementation="sdpa",
             output_loading_info=True,
         )
     if missing := sorted(loading["missing_keys"]):

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import numpy as np
 
+from fintune.errors import UserError
+from fintune.files import finish_move
 from fintune.results.verify import SCHEMA
 
 RUN_FILES = {"metrics.json", "recipe.yaml", "predictions.jsonl", ".lock"}  # one of them tells a run's folder
@@ -115,7 +117,15 @@ def read_runs(folder: Path) -> tuple[list[Run], list[LeftOut]]:
             continue
         seen.add(place)
         here, where = Path(root), printable(os.path.relpath(root, folder))
-        if "staging" in folders and "metrics.json" in files:
+        if "staging" in folders:
+            try:
+                finish_move(here)
+                files = [path.name for path in here.iterdir() if path.is_file()]
+            except UserError as error:
+                left_out.append(LeftOut(where, printable(str(error))))
+                folders.clear()
+                continue
+        if "metrics.json" in files and any((here / "staging").glob("*")):
             reason = "a newer result whose save was interrupted; the older one counts"
             left_out.append(LeftOut(f"{where}/staging", reason))
         checkpoints = any(
@@ -178,6 +188,8 @@ def read_run(folder: Path, where: str) -> Run:
 def _read_json(path: Path) -> object:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise _Unreadable(f"{path.name} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:
         raise _Unreadable(f"{path.name} is not valid JSON ({error}); train the run again") from error
 
@@ -189,6 +201,8 @@ def _read_predictions(path: Path, labels: list[str]) -> tuple[list, np.ndarray, 
         lines = path.read_text(encoding="utf-8").split("\n")  # not splitlines(), which also splits at U+2028
     except FileNotFoundError as error:
         raise _Unreadable("no predictions.jsonl beside metrics.json; score it again") from error
+    except OSError as error:
+        raise _Unreadable(f"predictions.jsonl cannot be read ({error.strerror})") from error
     except UnicodeDecodeError as error:
         raise _Unreadable(f"predictions.jsonl is not UTF-8 ({error.reason}); score it again") from error
     for number, line in enumerate(lines, start=1):

@@ -10,10 +10,12 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, Lo
 from fintune import machine
 from fintune.data.load import TaskData
 from fintune.errors import UserError
+from fintune.files import finish_move
 from fintune.model.wheel import find_model, weights_of
 from fintune.recipe.identity import identity
 from fintune.recipe.layers import TINY, read_layer
 from fintune.recipe.task import TASK_KEYS, make_task
+from fintune.training.checkpoints import unfinished
 
 TRAINING_SCRIPTS = ("train_linear.py", "train_cls.py", "train_sft.py")
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json")
@@ -47,11 +49,12 @@ class Baseline:
         """Flags of a training beyond its recipe, for this machine and for what its folder already holds."""
         if self.script == "train_linear.py":
             return []
-        result = folder / "metrics.json"
-        ended = result.stat().st_mtime if result.exists() else 0.0
-        stopped = any(path.stat().st_mtime > ended for path in folder.glob("checkpoint-*/manifest.json"))
         # a finished run is trained again when its recipe or rows have changed: its checkpoints are those of the old
-        flags = ["--resume_from_checkpoint", "true" if stopped else "false", *machine.autocast_flags(self.recipe.stem)]
+        flags = [
+            "--resume_from_checkpoint",
+            "true" if unfinished(folder) else "false",
+            *machine.autocast_flags(self.recipe.stem),
+        ]
         large = self.script == "train_sft.py" and self.min_gpu_gib >= 16  # 7 billion parameters and more
         if large and machine.free_gpu_gib() < machine.GPU_TIERS[0][0]:
             flags += ["--gradient_checkpointing", "true"]
@@ -92,6 +95,8 @@ def cannot_run(baseline: Baseline) -> str | None:
         return f"needs {baseline.min_gpu_gib:g} GiB of GPU memory, this machine has {found}"
     if model in (None, TINY):
         return None
+    if Path(model).is_absolute() and not Path(model).is_dir():
+        return f"no such folder: {model}"
     if Path(model).is_dir():
         return None if any(Path(model).glob("*.safetensors")) else f"no safetensors in {model}"
     wheel = read_layer(baseline.recipe).get("wheel")
@@ -131,10 +136,11 @@ def cannot_read(baseline: Baseline, data: TaskData) -> str | None:
 
 def finished(folder: Path, expected: dict) -> str | None:
     """A message when a folder holds the result of a run with the expected identity; None when it must run."""
+    finish_move(folder)
     try:
         result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         found, accuracy = result["identity"], result["test"]["accuracy"]
-    except (FileNotFoundError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if found != expected:
         return None

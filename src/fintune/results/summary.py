@@ -7,6 +7,7 @@ from rich.table import Table
 from fintune.machine import console, linear_command, typed
 
 WEAK_F1 = 0.7  # a class below it is named
+FEWEST_FOR_ECE = 15  # rows: one for each of its bins; of fewer the interval alone is shown
 
 
 def print_result(result: dict, folder: Path) -> None:
@@ -31,7 +32,7 @@ def print_result(result: dict, folder: Path) -> None:
     if result["paper"] and result["paper"]["accuracy"]:
         table.add_row("  the paper's", f"{result['paper']['accuracy']:.4f}", result["paper"]["row"])
     table.add_row("macro F1", f"{test['macro_f1']:.4f}", "")
-    table.add_row("ECE", f"{test['ece']:.4f}", f"{test['ece_uncalibrated']:.4f} before calibration")
+    table.add_row("ECE", *calibration_error(result))
     table.add_row("log-loss, nats", f"{test['log_loss']:.4f}", "")
     table.add_row("rows per second", f"{test['rows_per_second']:,.0f}", "")
     console().print(table)
@@ -40,6 +41,18 @@ def print_result(result: dict, folder: Path) -> None:
     print(f"run: {folder}")
     if result["training"] is not None:
         print(f"next: {typed('fintune')} predict {folder} FILE.csv -o labelled.csv")
+
+
+def calibration_error(result: dict) -> tuple[str, str]:
+    """The test's ECE, and its interval with what was done to the probabilities."""
+    test, calibration = result[result["split"]], result.get("calibration")
+    low, high = test["ece_interval"]
+    said = f"95 % interval {low:.4f} to {high:.4f}"
+    if calibration and not calibration.get("not_fitted"):
+        said += f"; {test['ece_uncalibrated']:.4f} before calibration"
+    else:
+        said += ", not calibrated"
+    return (f"{test['ece']:.4f}" if test["rows"] >= FEWEST_FOR_ECE else "-"), said
 
 
 def verdict(accuracy: float, other: dict) -> str:
@@ -67,6 +80,8 @@ def advice(result: dict) -> list[str]:
     lines = []
     if result["data"]["source"] == "sample":
         lines += ["The sample's rows are invented: this shows that the method runs, not how well it labels finance."]
+    if reason := (result.get("calibration") or {}).get("not_fitted"):
+        lines += [f"temperature: 1.0, not fitted, confidences are the model's own: {reason}"]
     if result["training"] is not None:
         lines += no_better(result)
     if explanation := explain_greedy(test.get("greedy_label_rate")):

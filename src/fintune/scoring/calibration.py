@@ -1,12 +1,19 @@
 """Confidence that means something: a temperature from the validation split, and what abstaining would bring."""
 
 import numpy as np
+from scipy.stats import binomtest
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 
 from fintune.errors import UserError
-from fintune.scoring.curves import coverage_risk, expected_calibration_error
+from fintune.scoring.curves import coverage_risk, ece_interval, expected_calibration_error
+
+# Of the runs in docs/results.md those on sentiment need 25 to 53 validation rows, those on topics 11 to 24, to bring
+# the standard error of log(temperature) down to 0.25; its 95 % interval is then a factor of 1.6 to either side.
+FEWEST_ROWS = 50
+SURE = 0.25
+BOUND = 9.9  # of log(temperature): scikit-learn searches from -10 to 10
 
 
 class _Scored(ClassifierMixin, BaseEstimator):
@@ -31,31 +38,65 @@ def fit_temperature(probabilities: np.ndarray, labels: list[int]) -> dict:
         labels: (rows,) label ids.
 
     Returns:
-        temperature: 1 where every row is right, since confidence then has nothing to be measured by; rows;
-        ece_before, ece_after; curve: up to 150 of (least confidence, share of rows answered, accuracy on them), after
-        scaling, the most confident rows first.
+        temperature: 1 where the rows do not tell it; not_fitted: why, else None; rows; ece_before, ece_after, each
+        also with its 95 % `_interval`; curve: up to 150 of (least confidence, share of rows answered, accuracy on
+        them), after scaling, the most confident rows first.
     """
     labels = np.asarray(labels)
     correct = probabilities.argmax(axis=1) == labels
-    temperature = 1.0
-    if not correct.all():
-        scored = FrozenEstimator(_Scored().fit(probabilities, labels))
-        every = np.arange(len(labels))  # all rows as the one fold: nothing is trained that could have seen them
-        fitted = CalibratedClassifierCV(scored, method="temperature", cv=[(every, every)], ensemble=False)
-        fitted.fit(probabilities, labels)
-        temperature = 1 / float(fitted.calibrated_classifiers_[0].calibrators[0].beta_)
-    confidence = scaled(probabilities, temperature).max(axis=1)
+    return calibration_of(probabilities, labels, *_search(probabilities, labels, correct))
+
+
+def calibration_of(
+    probabilities: np.ndarray, labels: np.ndarray, temperature: float = 1.0, not_fitted: str | None = None
+) -> dict:
+    """What `fit_temperature` returns, of a temperature that is known."""
+    correct = probabilities.argmax(axis=1) == labels
+    before, confidence = probabilities.max(axis=1), scaled(probabilities, temperature).max(axis=1)
     falling = np.sort(confidence)[::-1]
     return {
         "temperature": temperature,
+        "not_fitted": not_fitted,
         "rows": len(labels),
-        "ece_before": expected_calibration_error(probabilities.max(axis=1), correct),
+        "ece_before": expected_calibration_error(before, correct),
+        "ece_before_interval": ece_interval(before, correct),
         "ece_after": expected_calibration_error(confidence, correct),
+        "ece_after_interval": ece_interval(confidence, correct),
         "curve": [
             (float(falling[round(share * len(falling)) - 1]), share, 1 - risk)
             for share, risk in coverage_risk(confidence, correct)
         ],
     }
+
+
+def _search(probabilities: np.ndarray, labels: np.ndarray, correct: np.ndarray) -> tuple[float, str | None]:
+    """(temperature, None), or (1.0, why the rows do not tell it)."""
+    rows = f"{len(labels):,} validation rows"
+    if len(labels) < FEWEST_ROWS:
+        return 1.0, f"{rows} are too few, {FEWEST_ROWS} are needed"
+    if correct.all():
+        return 1.0, f"all {rows} are right, so nothing says how sure is too sure"
+    scored = FrozenEstimator(_Scored().fit(probabilities, labels))
+    every = np.arange(len(labels))  # all rows as the one fold: nothing is trained that could have seen them
+    fitted = CalibratedClassifierCV(scored, method="temperature", cv=[(every, every)], ensemble=False)
+    fitted.fit(probabilities, labels)
+    temperature = 1 / float(fitted.calibrated_classifiers_[0].calibrators[0].beta_)
+    if abs(np.log(temperature)) > BOUND:
+        return 1.0, f"on {rows} the search runs to its bound"
+    if log_temperature_error(scaled(probabilities, temperature)) > SURE:
+        return 1.0, f"{rows} say too little: the standard error of its logarithm is above {SURE}"
+    return temperature, None
+
+
+def log_temperature_error(probabilities: np.ndarray) -> float:
+    """Standard error of log(temperature), by the Fisher information, which is one row's variance of log-probability.
+
+    Args:
+        probabilities: (rows, labels) after scaling.
+    """
+    logs = np.log(np.clip(probabilities, 1e-300, None))
+    mean = (probabilities * logs).sum(axis=1, keepdims=True)
+    return float(1 / np.sqrt(max((probabilities * (logs - mean) ** 2).sum(), 1e-300)))
 
 
 def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
@@ -89,3 +130,17 @@ def threshold_for(calibration: dict, accuracy: float) -> float:
             f"--target-accuracy {accuracy:g}: on validation no confidence reaches it, at best {best:.4f}; ask for less"
         )
     return min(reached)
+
+
+def threshold_line(calibration: dict, confidence: float) -> str:
+    """How many validation rows reach a confidence, and how many of those are right, with a 95 % interval."""
+    reached = [(share, found) for least, share, found in calibration["curve"] if least >= confidence]
+    if not reached:
+        return f"abstains below a confidence of {confidence:.4f}, which no validation row reaches"
+    share, accuracy = max(reached)
+    answered = round(share * calibration["rows"])
+    interval = binomtest(round(accuracy * answered), answered).proportion_ci(method="wilson")
+    return (
+        f"abstains below a confidence of {confidence:.4f}: {answered:,} of {calibration['rows']:,} validation rows "
+        f"reach it, {accuracy:.4f} of them right (95 % interval {interval.low:.4f} to {interval.high:.4f})"
+    )

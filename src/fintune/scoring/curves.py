@@ -10,6 +10,21 @@ def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray, bins
     return float(np.abs(gaps).sum() / len(confidence))
 
 
+def ece_interval(confidence: np.ndarray, correct: np.ndarray, bins: int = 15, draws: int = 1000) -> list[float]:
+    """95 % interval of the calibration error, by a Bayesian bootstrap (Rubin 1981) of its bins.
+
+    Each bin's accuracy is drawn as its rows, with half a right and half a wrong one added (Jeffreys' prior), allow:
+    two right rows are no certainty. The error of few rows is large by chance alone, and so is its interval.
+    """
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    rows, right, sure = (np.bincount(bin_of, weights=w, minlength=bins) for w in (None, correct, confidence))
+    accuracy = np.random.default_rng(0).beta(right + 0.5, rows - right + 0.5, size=(draws, bins))
+    errors = np.abs(sure - rows * accuracy).sum(axis=1) / len(confidence)
+    found = expected_calibration_error(confidence, correct, bins)
+    low, high = np.quantile(errors, [0.025, 0.975])
+    return [float(min(low, found)), float(max(high, found))]
+
+
 def reliability(confidence: np.ndarray, correct: np.ndarray, bins: int = 10) -> list[tuple[float, float, int]]:
     """(mean confidence, accuracy, rows) of bins of confidence that hold equally many rows, up to ties.
 

@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 from statsmodels.stats.proportion import proportion_confint
 
-from fintune.scoring.curves import expected_calibration_error
+from fintune.scoring.curves import ece_interval, expected_calibration_error
 
 
 def _evaluate_package():
@@ -43,13 +43,16 @@ Args:
 
 
 class LabelMetrics(evaluate.Metric):
-    """Accuracy with a 95 % interval, macro and weighted F1, MCC, per-class figures, log-loss, ECE, confusion matrix.
+    """Accuracy and ECE with 95 % intervals, macro and weighted F1, MCC, per-class figures, log-loss, confusion matrix.
 
     `compute` returns plain Python numbers, ready for JSON; fractions lie in 0..1, log-loss is in nats.
     """
 
     def __init__(self):
         super().__init__(keep_in_memory=True)
+
+    def _build_data_dir(self):
+        return self._data_dir_root  # not made: nothing is kept there, and there may be no home that it could lie in
 
     def _info(self):
         return evaluate.MetricInfo(
@@ -79,6 +82,7 @@ class LabelMetrics(evaluate.Metric):
             "mcc": float(matthews_corrcoef(truth, answers)),
             "log_loss": float(log_loss(truth, np.clip(probabilities, 1e-15, 1), labels=ids)),
             "ece": expected_calibration_error(probabilities.max(axis=1), correct),
+            "ece_interval": ece_interval(probabilities.max(axis=1), correct),
             "per_class": {
                 name: {
                     "precision": float(precision[i]),

@@ -11,7 +11,7 @@ from fintune.data.inputs import Input
 from fintune.data.load import TaskData, inputs_of
 from fintune.recipe.task import Task
 from fintune.scoring.calibration import fit_temperature, scaled
-from fintune.scoring.curves import expected_calibration_error
+from fintune.scoring.curves import ece_interval, expected_calibration_error
 from fintune.scoring.metrics import LabelMetrics
 from fintune.scoring.simple import simple_models
 
@@ -91,6 +91,7 @@ def evaluate(
     answers = probabilities.argmax(axis=1)
     correct = answers == rows["label"]
     metrics["ece_uncalibrated"] = expected_calibration_error(raw.max(axis=1), correct)
+    metrics["ece_uncalibrated_interval"] = ece_interval(raw.max(axis=1), correct)
     metrics["accuracy_clean"], metrics["rows_clean"] = float(correct[clean].mean()), int(sum(clean))
     metrics["seconds"], metrics["rows_per_second"] = seconds, len(rows) / seconds
     metrics["texts_truncated"] = scorer.encoder.truncated_texts - truncated_before

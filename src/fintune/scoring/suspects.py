@@ -22,7 +22,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 from fintune.data.csv_file import write_csv
 from fintune.data.inputs import Input, as_input
 from fintune.data.load import TaskData
-from fintune.data.splits import near_pairs, normalise, row_key
+from fintune.data.near_duplicates import near_pairs
+from fintune.data.same_text import normalise, row_key, signs_of
 from fintune.errors import UserError
 from fintune.files import write_text
 from fintune.model.linear import LinearArguments, build_classifier, build_features, transformed
@@ -149,7 +150,7 @@ def cross_fitted(
 
 
 def contradictions(rows: list[dict], predicted: np.ndarray, own: np.ndarray) -> dict[int, list[int]]:
-    """Index of a row -> rows of another label whose text is nearly the same, with the same numbers and columns.
+    """Index of a row -> rows of another label whose text is nearly the same, with the same numbers, signs and columns.
 
     Of such a pair the row whose label is less likely is given, once. Where the models tell the two apart (`profit
     rose`, `profit fell`) there is no contradiction. Of a test row and another one it is the test row.
@@ -158,9 +159,10 @@ def contradictions(rows: list[dict], predicted: np.ndarray, own: np.ndarray) -> 
         predicted: (rows,) label ids of the models.
         own: (rows,) probability of each row's own label.
     """
-    one, other = near_pairs([row["text"] for row in rows], mask_digits=False)
+    one, other = near_pairs([row["text"] for row in rows], mask_digits=False).of_texts()
     labels = np.array([row["label"] for row in rows])
-    asked = np.unique([repr(row_key(row)[1:]) for row in rows], return_inverse=True)[1]  # about the same columns
+    keys = [repr((signs_of(row["text"]), row_key(row)[1:])) for row in rows]  # +5 % is not -5 %, nor AAPL MSFT
+    asked = np.unique(keys, return_inverse=True)[1]
     alike = (predicted[one] == predicted[other]) & (labels[one] != labels[other]) & (asked[one] == asked[other])
     test = in_test(rows)
     less = (own[one] < own[other]) | ((own[one] == own[other]) & (one < other))

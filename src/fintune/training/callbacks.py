@@ -29,7 +29,8 @@ from fintune.scoring.greedy import greedy_label_rate
 from fintune.scoring.label_scorer import LabelScorer
 
 EARLY = 100  # steps in which a run diverges, if it does
-JUMP = 1.5  # times the lowest loss so far
+RECENT = 3  # logged losses of which the mean is looked at: a single one is noise
+RISE = 0.5  # of the first loss, which is about that of guessing: a small loss may double and be one
 EXPLODED = 20.0  # times the median gradient norm so far
 FLAT = 0.95  # times the first loss: what a first epoch that teaches nothing leaves of it
 ROWS = 256  # of the validation split, scored with noise
@@ -126,9 +127,10 @@ class CurveWatch(TrainerCallback):
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.say("loss diverged", f"loss {loss}, gradient norm {norm} {at}; {remedy}")
         elif self.losses and state.global_step <= EARLY:
-            least, usual = min(self.losses), median(self.norms)
-            if loss > JUMP * least:
-                self.say("loss diverges", f"loss {loss:.3g} {at}, {least:.3g} before; {remedy}")
+            first, usual, losses = self.losses[0], median(self.norms), [*self.losses, loss]
+            *earlier, now = [mean(losses[max(0, end - RECENT) : end]) for end in range(1, len(losses) + 1)]
+            if len(losses) >= RECENT and now > min(earlier) + RISE * first:
+                self.say("loss diverges", f"loss {now:.3g} {at}, {min(earlier):.3g} before; {remedy}")
             if norm > EXPLODED * usual:
                 self.say("gradients explode", f"gradient norm {norm:.3g} {at}, {usual:.3g} before; {remedy}")
         self.losses.append(loss)

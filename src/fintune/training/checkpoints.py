@@ -15,8 +15,8 @@ from filelock import FileLock, Timeout
 from transformers import Trainer, TrainerCallback
 from transformers.integrations.neftune import deactivate_neftune
 
-from fintune.errors import Stopped, UserError
-from fintune.files import faults, hashes, write_json
+from fintune.errors import Stopped, UserError, in_words
+from fintune.files import check_writable, faults, finish_move, hashes, modes_of_umask, sha256, write_json
 from fintune.recipe.identity import differences
 
 MANIFEST = "manifest.json"
@@ -54,6 +54,7 @@ class CheckpointManifest(TrainerCallback):
         if not state.is_world_process_zero:
             return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        modes_of_umask(folder)
         files = hashes(folder)
         for name in (MANIFEST, f"{MANIFEST}.part"):  # of an earlier save of the same step
             files.pop(name, None)
@@ -72,13 +73,16 @@ def lock_folder(folder: Path, process_index: int = 0) -> None:
         process_index: of several processes that train one model the first locks it for all.
 
     Raises:
-        UserError: another run has locked it.
+        UserError: another run has locked it, or it cannot be written.
     """
     if process_index > 0:
         return
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder}: is a file; name a folder as output_dir")
+    check_writable(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    for inner in filter(Path.is_dir, folder.iterdir()):  # perhaps another user's
+        check_writable(inner)
     lock = FileLock(folder.resolve() / ".lock", timeout=0, is_singleton=True)
     try:
         _locked[folder.resolve()] = lock.acquire()
@@ -86,6 +90,9 @@ def lock_folder(folder: Path, process_index: int = 0) -> None:
         raise UserError(
             f"{folder}: another run is training into it; wait for that one, or give another --output_dir"
         ) from error
+    except OSError as error:  # the lock is another user's
+        raise UserError(in_words(error, folder / ".lock")) from error
+    finish_move(folder)
 
 
 @contextmanager
@@ -128,10 +135,9 @@ def checkpoint_to_resume(folder: Path, wanted: str | None, identity: dict) -> st
             and nothing says what to do with it.
     """
     ours = [path for path in _checkpoints(folder) if (path / MANIFEST).is_file()]
-    result = folder / "metrics.json"
-    if wanted is None and ours and not (result.exists() and _age(result) > _age(ours[0] / MANIFEST)):
+    if wanted is None and (left := unfinished(folder)):
         raise UserError(
-            f"{ours[0]}: an unfinished run is here; continue it with --resume_from_checkpoint true, or discard it "
+            f"{left[0]}: an unfinished run is here; continue it with --resume_from_checkpoint true, or discard it "
             "with --resume_from_checkpoint false"
         )
     if wanted is None or wanted.lower() in ("false", "no"):
@@ -167,8 +173,18 @@ def seconds_until(checkpoint: str | None) -> float:
     return json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8")).get("seconds", 0.0)
 
 
-def _age(path: Path) -> float:
-    return path.stat().st_mtime
+def finished_checkpoints(folder: Path) -> dict[str, str]:
+    """Name and hash of the manifest of each complete checkpoint, as metrics.json keeps them."""
+    return {path.name: sha256(path / MANIFEST) for path in _checkpoints(folder) if (path / MANIFEST).is_file()}
+
+
+def unfinished(folder: Path) -> list[Path]:
+    """Complete checkpoints that the result in the folder, if there is one, does not list as its own, newest first."""
+    try:
+        own = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["checkpoints"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        own = ()
+    return [folder / name for name, manifest in finished_checkpoints(folder).items() if (name, manifest) not in own]
 
 
 def _checkpoints(folder: Path) -> list[Path]:

@@ -5,12 +5,15 @@ import math
 from contextlib import suppress
 from pathlib import Path
 
-from transformers import Trainer
+import torch
+from transformers import Trainer, TrainingArguments, get_scheduler
 from transformers.trainer_utils import IntervalStrategy, SaveStrategy
 
 from fintune import machine
 from fintune.data import audit
 from fintune.data.load import TaskData
+from fintune.errors import UserError
+from fintune.files import check_writable
 from fintune.model.load import is_sharded
 from fintune.recipe.recipe import Recipe
 from fintune.training import tracking
@@ -27,16 +30,38 @@ EVALUATIONS = 10  # at most, of a run that `min_steps` lengthens
 
 
 def check_machine(recipe: Recipe, model: str) -> None:
-    """Refuse what this machine cannot train, before anything of it is downloaded.
+    """Refuse what this machine cannot train or keep, before anything of it is downloaded.
 
     Args:
         model: its name, for the message.
 
     Raises:
-        UserError: too little GPU memory is free, or several GPUs are visible to one process.
+        UserError: too little GPU memory is free, several GPUs are visible to one process, the run's folder cannot be
+            written, or see `check_optimizer`.
     """
+    check_writable(recipe.folder)
     machine.check_fits(model, recipe.run_args.min_gpu_gib, recipe.training_args.use_cpu)
     machine.check_one_gpu(recipe.training_args.n_gpu)
+    check_optimizer(recipe.training_args)
+
+
+def check_optimizer(args: TrainingArguments) -> None:
+    """Refuse an optimizer, a schedule or a precision that the Trainer would refuse after the model is loaded.
+
+    Raises:
+        UserError: a package is missing, or a key that they need.
+    """
+    if args.fp16 and args.device.type == "cpu":
+        raise UserError("`fp16` needs a GPU; take it out, or set `bf16`")
+    try:
+        if args.optim_target_modules is None:  # with it, a model is needed
+            Trainer.get_optimizer_cls_and_kwargs(args)
+        optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=args.learning_rate)
+        get_scheduler(args.lr_scheduler_type, optimizer, 1, 10, args.lr_scheduler_kwargs)
+    except (ImportError, TypeError, ValueError) as error:
+        raise UserError(
+            f"`optim` {args.optim.value}, `lr_scheduler_type` {args.lr_scheduler_type.value}: {error}"
+        ) from error
 
 
 def begun(recipe: Recipe) -> Path | None:
@@ -65,6 +90,7 @@ def start(recipe: Recipe, data: TaskData, example: str) -> None:
     if first and recipe.script != "train_linear.py":
         print(first)
     recipe.identity(data.sha256)
+    tracking.heed_switches(recipe)
     say_replaced(recipe.folder / "metrics.json")
     lock_folder(recipe.folder, recipe.training_args.process_index)
 

@@ -27,6 +27,14 @@ ID_FILE = "wandb.json"  # in a run's folder: id, name and group of its W&B run
 LONGEST_NAME = 120  # characters
 
 
+def heed_switches(recipe: Recipe) -> None:
+    """Take W&B out of `report_to` where its own switches say that it is disabled; see `_mode`."""
+    args = recipe.training_args
+    if "wandb" in args.report_to and _mode() == "disabled":
+        others = [tracker for tracker in args.report_to if tracker != "wandb"]
+        args.report_to = "none" if isinstance(args.report_to, str) else others
+
+
 def open_run(recipe: Recipe, base: str, source: str, resumed: bool = False) -> None:
     """Open the W&B run of a training, once nothing is left that could refuse it.
 
@@ -83,23 +91,35 @@ def _open(recipe: Recipe, base: str, source: str, **settings) -> bool:
     The project comes from `WANDB_PROJECT` (default fintune). The key comes from `WANDB_API_KEY` or ~/.netrc, never
     from a recipe or the command line.
     """
-    os.environ.setdefault("WANDB_PROJECT", "fintune")
-    os.environ.setdefault("WANDB_SILENT", "true")
-    os.environ.setdefault("WANDB_INIT_TIMEOUT", "10")  # seconds, W&B's own are 90
-    os.environ.setdefault("WANDB_DISABLE_GIT", "true")  # or it uploads what is not committed, rows and keys with it
+    mode = _mode()
+    if mode == "disabled":
+        return False
     settings["name"] = recipe.training_args.run_name
     settings["tags"] = sorted({tag[:64] for tag in (Path(base).name, source, recipe.task.task)})
     settings["group"] = os.environ.get("WANDB_RUN_GROUP") or settings["group"]
-    mode = os.environ.get("WANDB_MODE") or "online"
     why = _why_offline() if mode == "online" else None
     if not why and not (why := _init(mode, settings)):
-        return mode != "disabled"
+        return True
     if fault := _init("offline", settings):
         recipe.training_args.report_to = []
         print(f"wandb: nothing is logged: {why}; and offline {fault}")
         return False
     print(f"wandb: offline ({why}); runs are kept in wandb/, `make dashboard` shows them, `wandb sync` uploads them")
     return True
+
+
+def _mode() -> str:
+    """What W&B's own switches say: WANDB_MODE, `wandb offline` and `wandb disabled`, and WANDB_DISABLED."""
+    os.environ.setdefault("WANDB_PROJECT", "fintune")
+    os.environ.setdefault("WANDB_SILENT", "true")
+    os.environ.setdefault("WANDB_INIT_TIMEOUT", "10")  # seconds, W&B's own are 90
+    os.environ.setdefault("WANDB_DISABLE_GIT", "true")  # or it uploads what is not committed, rows and keys with it
+    if os.environ.get("WANDB_DISABLED", "").lower() in ("1", "on", "true", "yes"):
+        return "disabled"
+    try:
+        return wandb.setup().settings.mode
+    except Exception:  # a value that W&B does not know, which it names when the run opens
+        return os.environ.get("WANDB_MODE") or "online"
 
 
 def _init(mode: str, settings: dict) -> str | None:
@@ -277,5 +297,5 @@ def has_key(host: str) -> bool:
         return True
     try:
         return netrc.netrc(Path("~/.netrc").expanduser()).authenticators(host) is not None
-    except (OSError, netrc.NetrcParseError):
+    except (OSError, RuntimeError, netrc.NetrcParseError):  # RuntimeError: there is no home
         return False

@@ -1,0 +1,71 @@
+"""When two texts say the same, and which pieces of them are compared where they say nearly the same."""
+
+import re
+import unicodedata
+
+import regex  # knows classes of characters that `re` does not, and takes ten times as long
+
+URL = re.compile(r"https?://\S+|www\.\S+")
+WIDE = regex.compile(r"[\uff01-\uffee]+")  # full-width Latin and signs, half-width katakana
+MINUS = regex.compile(  # before a number, -5 % or -$3, and after a rating, BBB-; else a dash or a hyphen
+    r"(?<![\p{L}\p{N}])[-−–](?=\p{Sc}?[.,]?\d)|(?<=\b[A-D][A-Da-d]{0,2})[-−–](?![\p{L}\p{N}])"
+)
+IDLE = "|~¦¬©®™℠" + "🚨🔥💥⚡🔔📢📣👇👉❗❕"  # signs that part, protect or catch the eye, and say no more than a comma
+SIGN = regex.compile(rf"([[\p{{Sm}}\p{{Sc}}\p{{So}}]--[{IDLE}]])", regex.VERSION1)  # + $ ▲ and emoji
+NOT_SAID = regex.compile(r"[^\p{L}\p{M}\p{N}\p{Sm}\p{Sc}\p{So}]|[\ufe00-\ufe0f" + IDLE + "]")
+NOT_WORD = regex.compile(r"(?:[^\p{L}\p{M}\p{N}]|[\ufe00-\ufe0f])+")  # marks are vowels in Hindi; not U+FE0F
+NOT_ASCII_WORD = re.compile(r"[\W_]+")
+DIGITS = re.compile(r"\d+")
+# a letter with its marks, of a script that puts no spaces between words
+UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*)")
+
+
+def _plain(text: str) -> str:
+    if text.isascii():
+        return text
+    return WIDE.sub(lambda found: unicodedata.normalize("NFKC", found[0]), unicodedata.normalize("NFC", text))
+
+
+def normalise(text: str) -> str:
+    """Lower case, without URLs and punctuation: two texts that differ only there are the same news.
+
+    Signs that can change what is said stay, each as a word: emoji, ▲, $, + and a minus. A text that is nothing but
+    URLs and punctuation is compared as it is.
+    """
+    said = NOT_SAID.sub(" ", SIGN.sub(r" \1 ", MINUS.sub(" − ", URL.sub(" ", _plain(text)))).lower())
+    return " ".join(said.split()) or " ".join(text.split())
+
+
+def signs_of(text: str) -> list[str]:
+    """The signs that `normalise` keeps, in order."""
+    return SIGN.findall(normalise(text))
+
+
+def words_of(text: str) -> str:
+    """`normalise` without the signs; of a text without words its signs."""
+    return _words(text) or normalise(text)
+
+
+def _words(text: str) -> str:
+    outside = NOT_ASCII_WORD if text.isascii() else NOT_WORD
+    return " ".join(outside.sub(" ", URL.sub(" ", _plain(text).lower())).split())
+
+
+def pieces(text: str, mask_digits: bool) -> str:
+    """What of a text is compared, two neighbours at a time: its words, between spaces.
+
+    Chinese, Japanese, Thai and the like put no spaces between words: there each letter is one.
+
+    Args:
+        mask_digits: all numbers are alike.
+    """
+    words = _words(text)
+    if not words.isascii():
+        words = " ".join(UNSPACED.sub(r" \1 ", words).split())
+    return (DIGITS.sub("0", words) if mask_digits else words) or normalise(text)
+
+
+def row_key(row: dict) -> tuple[str, ...]:
+    """Equal for rows that say the same: text and columns without regard to case, the text as `normalise` has it."""
+    columns = row.get("columns") or {}
+    return (normalise(row["text"]), *(value.strip().lower() for value in columns.values()))
