@@ -54,13 +54,15 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "scoring")  # one: the classifier is not made for two
 
     async def __call__(self, texts: list[Input], client: str) -> np.ndarray:
-        """(texts, labels + 1) calibrated probabilities, and 1 where a text's end was not read. When cancelled, what is left of them is not scored.
+        """(texts, labels + 2): calibrated probabilities, the stage, and 1 where a text's end was not read.
+
+        When cancelled, what is left of them is not scored.
 
         Raises:
             QueueFull: there is no room for them now.
         """
         if not texts:
-            return np.empty((0, len(self.classifier.names) + 1))
+            return np.empty((0, len(self.classifier.names) + 2))
         room = client, len(texts) <= SMALL
         if self.waiting[room] + len(texts) > self.most_waiting:
             raise QueueFull(self.waiting[room])
@@ -136,4 +138,4 @@ class Batcher:
                     request.answer.done() or request.answer.set_result(np.concatenate(request.scores))
 
     def _answers(self, texts: list[Input]) -> np.ndarray:
-        return np.column_stack([self.classifier(texts)[1], self.classifier.truncated(texts)])
+        return np.column_stack([*self.classifier.answers(texts), self.classifier.truncated(texts)])

@@ -136,10 +136,10 @@ def create_app(
     """The service as an ASGI application.
 
     POST /classify takes {"text": "..."} or {"texts": [...]}, of a run with columns {"text": "...", "ticker": "..."} or
-    {"texts": [{...}, ...]}, and answers with label, confidence, probabilities by label, abstained and truncated (its
-    end was not read), for several texts as {"results": [...]} in their order. Errors are {"error": "one line"}: 400
-    and 403 not meant for this service, see `Guard`, 408 a body that took too long, 413 too much for this service, 415
-    not JSON in UTF-8, 422 not what it takes, 429 too much right now, 503 it ends.
+    {"texts": [{...}, ...]}, and answers with label, confidence, probabilities by label, abstained, of a cascade the
+    stage, and truncated (its end was not read), for several texts as {"results": [...]} in their order. Errors are
+    {"error": "one line"}: 400 and 403 not meant for this service, see `Guard`, 408 a body that took too long, 413 too
+    much for this service, 415 not JSON in UTF-8, 422 not what it takes, 429 too much right now, 503 it ends.
     GET /healthz (with the run's columns and its caveat, where it has them), GET /metrics (Prometheus).
 
     Args:
@@ -211,13 +211,14 @@ def create_app(
         return (rows[0] if single else f'{{"results":[{",".join(rows)}]}}').encode()
 
     def _result(row: np.ndarray) -> dict:
-        scores, truncated = row[:-1], bool(row[-1])
+        scores, stage, truncated = row[:-2], int(row[-2]), bool(row[-1])
         confidence = float(scores.max())
         return {
             "label": classifier.names[scores.argmax()],
             "confidence": confidence,
             "probabilities": dict(zip(classifier.names, map(float, scores), strict=True)),
-            "abstained": confidence < threshold,
+            "abstained": classifier.abstains(confidence, stage, threshold),
+            **({"stage": classifier.stage(stage)} if classifier.stages else {}),
             "truncated": truncated,
         }
 

@@ -67,7 +67,7 @@ class EncoderScorer:
         )
         return True
 
-    def further_metrics(self, inputs: Sequence[Input]) -> dict:
+    def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """Empty: an encoder can only answer with a label."""
         return {}
 

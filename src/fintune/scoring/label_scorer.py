@@ -242,7 +242,7 @@ class LabelScorer:
             sums.append(torch.stack([edges[:, path].sum(dim=1) for path in self.tree.paths], dim=1))
         return torch.cat(sums).numpy()
 
-    def further_metrics(self, inputs: Sequence[Input]) -> dict:
+    def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """`greedy_label_rate` of the first texts."""
         return {"greedy_label_rate": greedy_label_rate(self.wrapped, self.encoder, inputs[:GREEDY_ROWS])}
 
