@@ -237,7 +237,7 @@ def test_a_date_in_the_chat_template_is_the_runs_for_good(toy, tmp_path, monkeyp
             assert "Today: 26 Nov 2026" in first.decode(prompts[0][0])
         again = load_tokenizer(str(tmp_path / "runs/checkpoint-3"), None)
         assert Prompt(toy[0], again, 200).encode(["profit rose"]) == prompts[0]
-        resumed = load_tokenizer(base, None, str(template), tmp_path / "runs")
+        resumed = load_tokenizer(base, None, str(template), begun=tmp_path / "runs")
         assert Prompt(toy[0], resumed, 200).encode(["profit rose"]) == prompts[0]
     assert prompts[0] != prompts[1]
     plain = str(toy[2].tokenizer.chat_template)
