@@ -5,7 +5,7 @@
 After arXiv 2512.00630. A run is YAML layered left to right, then flags, with the Hugging Face names (see configs/).
 """
 
-from trl import ModelConfig, SFTConfig, SFTTrainer
+from trl import ModelConfig, SFTConfig
 
 from fintune.data.load import inputs_of, load_data
 from fintune.errors import run
@@ -23,7 +23,8 @@ from fintune.scoring.scorer import calibrate, evaluate
 from fintune.training import session, tracking
 from fintune.training.callbacks import CurveWatch, ScoreValidation
 from fintune.training.checkpoints import lock_folder
-from fintune.training.shared_prefix import SharedPrefixCollator, SharedPrefixTrainer
+from fintune.training.own_forward import choose_trainer
+from fintune.training.shared_prefix import SharedPrefixCollator
 
 
 def main(argv: list[str]) -> None:
@@ -52,7 +53,9 @@ def main(argv: list[str]) -> None:
     training_args.chat_template_path = None  # the tokenizer has it
     collator = SharedPrefixCollator.of(run_args.batching, train_dataset, eval_dataset)
     model = load_model(model_args, base, training_args.device, run_args.key_value_heads)
-    trainer = (SharedPrefixTrainer if collator else SFTTrainer)(
+    LabelScorer(model, prompt).check(inputs_of(data.splits["validation"]))  # a misfit is known before an epoch
+    trainer_class, collator = choose_trainer(collator, model, train_dataset, eval_dataset)
+    trainer = trainer_class(
         model=model,
         args=training_args,
         train_dataset=train_dataset,

@@ -35,7 +35,8 @@ def main() -> None:
     trained = trained[trained.index("mine: tfidf on test") :]
     shown = re.sub(r"(audit: .*\n)+", "...\n", prepared)
     lines = ["```", *shown.splitlines(), "", *trained.splitlines(), ""]
-    lines += [f"""$ curl localhost:8000/classify -d '{{"text": "{HEADLINE}"}}'""", answer, "```"]
+    asked = f"""$ curl localhost:8000/classify -H 'Content-Type: application/json' -d '{{"text": "{HEADLINE}"}}'"""
+    lines += [asked, answer, "```"]
     replace_block(ROOT / "README.md", "own", "\n".join(line.rstrip() for line in lines))
 
 

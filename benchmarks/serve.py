@@ -23,6 +23,7 @@ import numpy as np
 from fintune import machine
 
 CLIENTS, SECONDS, WARM_UP = (1, 16, 64), 15, 3
+HEAD = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
 
 
 def main() -> None:
@@ -62,7 +63,7 @@ async def load(port: int, headlines, clients: int, seconds: float) -> dict:
         while time.perf_counter() < end:
             body = json.dumps({"text": next(headlines)}).encode()
             started = time.perf_counter()
-            writer.write(b"POST /classify HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body))
+            writer.write(HEAD % len(body) + body)
             head = await reader.readuntil(b"\r\n\r\n")
             assert head.startswith(b"HTTP/1.1 200"), head
             await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))

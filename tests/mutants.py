@@ -130,9 +130,9 @@ MUTANTS = [
     ),
     (
         "answers of a batch handed to the wrong request",
-        "src/fintune/deploy/service.py",
-        "scores[[rows[key_of(text)] for text in texts_of_one]]",
-        "scores[: len(texts_of_one)]",
+        "src/fintune/deploy/batcher.py",
+        "scores[[rows[key_of(text)] for text in part]]",
+        "scores[: len(part)]",
         "tests/test_serve.py",
     ),
     (

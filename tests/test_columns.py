@@ -473,7 +473,8 @@ def test_a_classifier_says_what_it_takes(classifier, toy):
 
 
 def test_a_service_takes_columns(classifier):
-    app = create_app(classifier, 0.0, 10, 10_000)
+    app = create_app(classifier, 0.0, 10, 10_000, "x")
+    json_type = {"Content-Type": "application/json"}
     refused = {
         b'{"text": "a"}': "text 0: 'ticker': missing",
         b'{"text": "a", "ticker": 5}': "text 0: 'ticker': int, not text",
@@ -491,7 +492,7 @@ def test_a_service_takes_columns(classifier):
             many = (await client.post("http://x/classify", json={"texts": [*BOTH, BOTH[0]]})).json()["results"]
             assert [result["label"] for result in many] == ["Up", "Down", "Up"]
             for body, message in refused.items():
-                answer = await client.post("http://x/classify", content=body)
+                answer = await client.post("http://x/classify", content=body, headers=json_type)
                 assert (answer.status_code, message in answer.json()["error"]) == (422, True), (body, answer.text)
                 assert "\n" not in answer.json()["error"]
             assert (await client.get("http://x/healthz")).json()["columns"] == ["ticker"]

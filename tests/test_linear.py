@@ -287,8 +287,8 @@ def test_a_run_of_invented_rows_says_so_at_every_use(copy, runs, tmp_path, capsy
     monkeypatch.setattr("fintune.deploy.fleet.label_folder", lambda *args: (1, 0))
     predict(run, "in", "out", "text", "", 0.0, None, False, "ray")
     assert capsys.readouterr().err.count(said) == 1
-    monkeypatch.setattr("uvicorn.run", lambda *args, **options: None)
-    command(["serve", str(run)])
+    monkeypatch.setattr("fintune.deploy.service.serve", lambda *args, **options: None)
+    command(["serve", str(run), "--port", "0"])
     assert capsys.readouterr().err.count(said) == 1
 
     assert said in health(classifier)["caveat"]
@@ -299,7 +299,7 @@ def test_a_run_of_invented_rows_says_so_at_every_use(copy, runs, tmp_path, capsy
 
 def health(classifier: Classifier) -> dict:
     """What GET /healthz answers, after the service has labelled a text."""
-    app = create_app(classifier, 0.0, 10, 1000)
+    app = create_app(classifier, 0.0, 10, 1000, "x")
 
     async def ask() -> dict:
         async with app.router.lifespan_context(app), httpx.AsyncClient(transport=httpx.ASGITransport(app)) as client:

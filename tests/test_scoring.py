@@ -1,26 +1,14 @@
 """Label probabilities against a plain computation, one label at a time."""
 
 import numpy as np
-import pytest
 import torch
+from bases import one_label_at_a_time
 from transformers.integrations.neftune import activate_neftune
 
 from fintune.model.forward import common_prefix
 from fintune.results.summary import explain_greedy
 from fintune.scoring.greedy import greedy_label_rate
 from fintune.scoring.label_scorer import LabelScorer, label_tree
-
-
-def one_label_at_a_time(model, prompt, texts) -> np.ndarray:
-    scores = []
-    with torch.no_grad():
-        for ids in prompt.encode(texts):
-            row = []
-            for label in prompt.label_ids:
-                log_probs = model(torch.tensor([ids + label])).logits[0].double().log_softmax(-1)
-                row.append(sum(log_probs[len(ids) + i - 1, token].item() for i, token in enumerate(label)))
-            scores.append(row)
-    return np.array(scores)
 
 
 def test_scores_equal_one_label_at_a_time_whatever_the_batch(toy):
@@ -46,6 +34,7 @@ def test_many_texts_are_scored_in_parts_also_where_they_begin_alike(toy, monkeyp
     expected = one_label_at_a_time(model, prompt, texts)
     monkeypatch.setattr("fintune.model.batches.AT_ONCE", 3)
     scorer = LabelScorer(model, prompt)
+    scorer.check(texts)  # computes a prefix of its own
     prefixes = []
     computed = scorer._prefix_cache
     monkeypatch.setattr(scorer, "_prefix_cache", lambda ids: prefixes.append(ids) or computed(ids))
@@ -64,6 +53,7 @@ def test_a_neighbour_in_the_batch_changes_nothing(toy):
 
 def test_the_last_mlp_reads_what_the_head_reads(toy):
     _, data, prompt, model = toy
+    LabelScorer(model, prompt).check(data.splits["test"]["text"])  # by whole rows, once
     read = []
     mlp = model.model.layers[-1].mlp
     hook = mlp.gate_proj.register_forward_hook(lambda module, inputs, output: read.append(output.shape[1]))
@@ -125,9 +115,3 @@ def test_generation_check_names_the_cause(toy):
     for miss, cause in (("<think>\nHm", "reasoning chain"), ("<|im_end|>", "empty"), ("The answer", "other words")):
         assert cause in explain_greedy({"rows": 2, "share": 0.5, "first_miss": miss})
     assert explain_greedy({"rows": 64, "share": 1.0}) is None
-
-
-def test_transformed_logits_are_refused(toy):
-    toy[3].config.final_logit_softcapping = 30.0
-    with pytest.raises(Exception, match="final_logit_softcapping"):
-        LabelScorer(toy[3], toy[2])

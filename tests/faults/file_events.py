@@ -3,8 +3,7 @@
     python tests/faults/file_events.py RUN FOLDER [EVERY]
 
 FOLDER/in.csv is labelled into FOLDER/out.csv. Events are what changes a file: before each one, and in the middle of
-each write, a child process kills itself with SIGKILL;
-with EVERY 5 at every fifth of them.
+each write, a child process kills itself with SIGKILL; with EVERY 5 at every fifth of them.
 """
 
 import io
@@ -44,9 +43,9 @@ class Events:
         elif event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
             self.count("open")
 
-    def _open(self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, *others):
-        if "w" not in mode:
-            return self.open(file, mode, buffering, encoding, errors, newline, *others)
+    def _open(self, file, mode="r", buffering=-1, encoding=None, errors=None, newline=None, closefd=True, opener=None):
+        if "w" not in mode or opener:  # with an opener it is a temporary file without a name
+            return self.open(file, mode, buffering, encoding, errors, newline, closefd, opener)
         raw = io.BufferedWriter(_Written(file, self))
         return raw if "b" in mode else io.TextIOWrapper(raw, encoding, errors, newline)
 

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 from transformers.utils import logging
 
 from faults import (
+    bases,
     brought,
     checkpoints,
     disk,
@@ -99,6 +100,11 @@ def kinds(runs: list[Path]) -> dict[str, tuple[str, str, Callable[[Fault], None]
         ),
         "recipes": ("recipes of random YAML", "parsed, or refused in one line; no code runs", recipes.random_yaml),
         "files": ("damaged data files", "every row as written, or the line is named", files.spoilt_files),
+        "bases": (
+            "bases with windows, sinks, soft caps, state spaces, shared keys, padding that is read",
+            "each scores as its own forward of single rows (1e-3), or is refused in one line",
+            bases.architectures,
+        ),
         "brought": (
             "files people bring: encodings, delimiters, formats, compression, line ends, endings",
             "every row as written, or refused with the encoding to state; labelled, all rows come out",

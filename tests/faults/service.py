@@ -25,7 +25,8 @@ from fintune.deploy.classifier import Classifier
 
 REQUESTS, WARM_UP, CLIENTS = 2000, 200, 16
 TOLERANCE = 1e-5  # of a probability; batches of other sizes differ by 3e-7
-HEAD = b"POST /classify HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+HEAD = b"POST /classify HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+HEAD += b"Content-Length: %d\r\n\r\n"
 
 
 @dataclass
@@ -66,7 +67,12 @@ class Client:
         return b" 200 " in status and self._is_own(json.loads(content), at), f"slow: {status[:100]}"
 
     def _post(self, body: bytes) -> httpx.Response:
-        return httpx.post(f"http://127.0.0.1:{self.port}/classify", content=body, timeout=60)
+        return httpx.post(
+            f"http://127.0.0.1:{self.port}/classify",
+            content=body,
+            headers={"Content-Type": "application/json"},
+            timeout=60,
+        )
 
     def _post_slowly(self, content: bytes) -> bytes:
         """Half of it, a pause, the other half; what comes back."""

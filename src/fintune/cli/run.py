@@ -101,37 +101,45 @@ def serve(
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 takes a free one.")] = 8000,
     abstain_below: AbstainBelow = 0.0,
     target_accuracy: TargetAccuracy = None,
-    max_waiting: Annotated[int, typer.Option(min=1, help="Texts that may wait; beyond it, status 429.")] = 4096,
+    max_waiting: Annotated[int, typer.Option(min=1, help="Texts of one client that may wait; beyond it, 429.")] = 4096,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request; beyond it, status 413.")] = 2**20,
     max_connections: Annotated[int, typer.Option(min=1, help="Open connections; beyond it, status 503.")] = 512,
+    allowed_host: Annotated[
+        list[str] | None,
+        option("NAME", "A name that requests may call it by, beside localhost and --host; repeatable."),
+    ] = None,
+    graceful_timeout: Annotated[
+        int, typer.Option(min=0, metavar="SECONDS", help="After SIGTERM, for the open requests.")
+    ] = 25,
     base: Base = None,
 ) -> None:
     """Answer requests over HTTP.
 
     POST /classify takes one text, or {"texts": [...]}, with the columns that the run reads; GET /healthz and GET
-    /metrics (Prometheus) report its state. Requests that arrive together are scored together. SIGTERM ends it once the
-    open requests are answered. There is no authentication and no TLS: put a proxy in front of it before other machines
-    may reach it. Needs the extra: pip install 'fintune[serve]'.
+    /metrics (Prometheus) report its state. Requests that arrive together are scored together, those of each client
+    (address) in turn. SIGTERM ends it once the open requests are answered. There is no authentication and no TLS:
+    put a proxy in front of it before other machines may reach it. Needs the extra: pip install 'fintune[serve]'.
 
     \b
     Example:
       fintune serve runs/sentiment/tiny --port 8000
-      curl localhost:8000/classify -d '{"text": "Alder raised its dividend again"}'
+      curl localhost:8000/classify -H 'Content-Type: application/json' -d '{"text": "Alder raised its dividend again"}'
     """
-    import uvicorn
-
     from fintune.data.inputs import as_input
+    from fintune.deploy import service
     from fintune.deploy.classifier import Classifier
+    from fintune.deploy.http_guard import host_names
     from fintune.deploy.predict import find_threshold
-    from fintune.deploy.service import create_app
     from fintune.results.verify import read_result
 
     result = read_result(run_dir)
     threshold = find_threshold(result["calibration"], abstain_below, target_accuracy)
+    allowed_hosts = host_names(allowed_host or ())
+    listening = service.listen(host, port)
     classifier = Classifier.from_pretrained(run_dir, base=base)
     classifier([as_input("warm up", {name: name for name in classifier.columns})])
-    application = create_app(classifier, threshold, max_waiting, max_body)
-    uvicorn.run(application, host=host, port=port, limit_concurrency=max_connections, access_log=False, ws="none")
+    application = service.create_app(classifier, threshold, max_waiting, max_body, host, allowed_hosts)
+    service.serve(application, listening, max_connections, graceful_timeout)
 
 
 @app.command()

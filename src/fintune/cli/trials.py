@@ -106,3 +106,30 @@ def ablations(
         overlay=overlay,
         seed=seed,
     )
+
+
+@app.command()
+def cascade(
+    runs: Annotated[list[Path], argument("RUN...", "Folders of finished runs of one task on the same rows.")],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="FOLDER", help="Folder of the new run.")],
+    max_error: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="The most that may be wrong of what is labelled.")
+    ] = 0.05,
+    confidence: Annotated[
+        float, typer.Option(min=0, max=1, metavar="SHARE", help="Probability with which that bound holds.")
+    ] = 0.9,
+) -> None:
+    """Join runs into one that asks the fastest first, with a bound on its error.
+
+    A run answers what it is confident enough of and leaves the rest to the next slower one; what none may answer is
+    marked as abstained. Thresholds are chosen and tested on the validation rows, so that of what is labelled at most
+    --max-error is wrong, for texts like those. The new run is one like any other: predict, serve, evaluate.py and
+    compare take it.
+
+    \b
+    Example:
+      fintune cascade runs/topic/tfidf runs/topic/smollm2-135m --max-error 0.05 -o runs/topic/cascade
+    """
+    from fintune.results.cascade import cascade
+
+    cascade(runs, max_error, confidence, output)

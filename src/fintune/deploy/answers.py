@@ -14,15 +14,17 @@ from fintune.deploy.classifier import Classifier
 MOST_IN_MEMORY = 1_000_000  # texts of a stream whose scores are kept, some 200 MB; then the cache is emptied
 
 
-def added_columns(names: list[str], prefix: str) -> list[str]:
+def added_columns(names: list[str], prefix: str, staged: bool) -> list[str]:
     """The columns that labelling adds to a row.
 
     Args:
         names: the label names, in the order of the probabilities.
         prefix: put before each column's name.
+        staged: whether the run is a cascade, whose answers name their stage.
     """
     probabilities = (f"probability_{name}" for name in names)
-    return [prefix + name for name in ("label", "confidence", *probabilities, "abstained", "truncated", "rejected")]
+    columns = "label", "confidence", *probabilities, "abstained", *["stage"] * staged, "truncated", "rejected"
+    return [prefix + name for name in columns]
 
 
 class Answers:
@@ -36,40 +38,46 @@ class Answers:
             store: SQLite file of the scores.
         """
         self.classifier, self.threshold = classifier, threshold
-        self.columns = added_columns(classifier.names, prefix)
+        self.columns = added_columns(classifier.names, prefix, bool(classifier.stages))
         self.most = MOST_IN_MEMORY if store == ":memory:" else sys.maxsize
         self.scored = 0
         self.database = sqlite3.connect(store)
-        self.database.execute("CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB)")
+        self.database.execute(
+            "CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB, stage INTEGER)"
+        )
 
     def __call__(self, inputs: list[Input]) -> list[dict]:
         keys = [hashlib.blake2b(key_of(given), digest_size=16).digest() for given in inputs]
-        known: dict[bytes, np.ndarray] = {}
+        known: dict[bytes, tuple[bytes, int]] = {}
         for key in set(keys):
-            if found := self.database.execute("SELECT probabilities FROM scores WHERE text = ?", (key,)).fetchone():
-                known[key] = np.frombuffer(found[0])
+            wanted = "SELECT probabilities, stage FROM scores WHERE text = ?"
+            if found := self.database.execute(wanted, (key,)).fetchone():
+                known[key] = found
         new = {key: given for key, given in zip(keys, inputs, strict=True) if key not in known}
         if new:
             self.scored += len(new)
             if self.scored > self.most:
                 self.database.execute("DELETE FROM scores")
                 self.scored = len(new)
-            known |= dict(zip(new, self.classifier(list(new.values()))[1], strict=True))
+            probabilities, stages = self.classifier.answers(list(new.values()))
+            found = zip(map(np.ndarray.tobytes, probabilities), stages.tolist(), strict=True)
+            known |= dict(zip(new, found, strict=True))
             with self.database:
-                self.database.executemany(
-                    "INSERT INTO scores VALUES (?, ?)", [(key, known[key].tobytes()) for key in new]
-                )
+                self.database.executemany("INSERT INTO scores VALUES (?, ?, ?)", [(key, *known[key]) for key in new])
         cut = self.classifier.truncated(inputs)
-        return [self._columns(known[key], bool(lost)) for key, lost in zip(keys, cut, strict=True)]
+        return [self._columns(*known[key], bool(lost)) for key, lost in zip(keys, cut, strict=True)]
 
     def of_rows(self, rows: list[Row]) -> list[dict]:
         """The columns of each row; one that cannot be labelled has only `rejected`, which says why."""
         found = iter(self([row.text for row in rows if row.fault is None]))
         return [self._rejected(row.fault) if row.fault else next(found) for row in rows]
 
-    def _columns(self, probabilities: np.ndarray, truncated: bool) -> dict:
-        label, confidence = self.classifier.names[probabilities.argmax()], float(probabilities.max())
-        values = [label, confidence, *map(float, probabilities), confidence < self.threshold, truncated, None]
+    def _columns(self, scores: bytes, stage: int, truncated: bool) -> dict:
+        classifier, probabilities = self.classifier, np.frombuffer(scores)
+        label, confidence = classifier.names[probabilities.argmax()], float(probabilities.max())
+        values = [label, confidence, *map(float, probabilities)]
+        values += [classifier.abstains(confidence, stage, self.threshold)]
+        values += [classifier.stage(stage)] * bool(classifier.stages) + [truncated, None]
         return dict(zip(self.columns, values, strict=True))
 
     def _rejected(self, reason: str) -> dict:

@@ -10,7 +10,7 @@ import numpy as np
 
 from fintune.data.inputs import Input, input_fault, wanted
 from fintune.errors import UserError, quiet_libraries
-from fintune.results.verify import caveat, verified_result
+from fintune.results.verify import caveat, stage_names, verified_result
 
 # scikit-learn and the model libraries take seconds to import: only `from_pretrained` and a call do
 
@@ -28,6 +28,7 @@ class Classifier:
         columns: what the model reads of a row beside its text.
         calibration: of the run's metrics.json; see fintune/scoring/calibration.py.
         scorer: the model; see fintune/scoring/scorer.py.
+        stages: names of a cascade's stages; empty for a run of one model.
         long: how a text of over `max_length` tokens is read; see `from_pretrained`.
         caveat: what whoever uses the answers must know first; None where there is nothing.
     """
@@ -38,7 +39,9 @@ class Classifier:
             result: metrics.json of the run.
         """
         self.names, self.calibration, self.scorer = result["data"]["labels"], result["calibration"], scorer
-        self.long = long
+        self.long, self.stages = long, stage_names(result)
+        if self.stages and long == "split":
+            raise UserError("--long split: stages of a cascade read windows of different lengths; leave it out")
         self.columns = result["data"].get("columns", [])  # absent from runs that were trained before there were any
         self.caveat = caveat(result)
         accuracy, rows = result["test"]["accuracy"], result["test"]["rows"]
@@ -92,16 +95,40 @@ class Classifier:
         Raises:
             UserError: a text or a column is missing, not a string, or empty; the columns leave no room for a text.
         """
+        single = isinstance(texts, str | dict)
+        probabilities, _ = self.answers([texts] if single else list(texts))
+        labels = [self.names[label] for label in probabilities.argmax(axis=1)]
+        return (labels[0], probabilities[0]) if single else (labels, probabilities)
+
+    def answers(self, inputs: list[Input]) -> tuple[np.ndarray, np.ndarray]:
+        """
+        Args:
+            inputs: as in a call.
+
+        Returns:
+            (texts, labels) calibrated probabilities; (texts,) which of `stages` answers, their number where none may,
+            of a run that has none 0.
+
+        Raises:
+            UserError: as in a call.
+        """
         from fintune.scoring.calibration import scaled
 
-        single = isinstance(texts, str | dict)
-        inputs = [texts] if single else list(texts)
         for row, given in enumerate(inputs):
             if fault := self.fault(given):
                 raise UserError(f"text {row}: {fault}; {self.wanted}")
-        probabilities = scaled(self._raw(self._ordered(inputs)), self.calibration["temperature"])
-        labels = [self.names[label] for label in probabilities.argmax(axis=1)]
-        return (labels[0], probabilities[0]) if single else (labels, probabilities)
+        inputs = self._ordered(inputs)
+        if self.stages:
+            return self.scorer.answers(inputs)
+        return scaled(self._raw(inputs), self.calibration["temperature"]), np.zeros(len(inputs), int)
+
+    def abstains(self, confidence: float, stage: int, threshold: float) -> bool:
+        """Whether an answer is marked as abstained: its confidence is below the threshold, or no stage may answer."""
+        return confidence < threshold or (bool(self.stages) and stage == len(self.stages))
+
+    def stage(self, number: int) -> str | None:
+        """Name of a stage; None where none may answer."""
+        return self.stages[number] if number < len(self.stages) else None
 
     def _ordered(self, inputs: Iterable[Input]) -> list[Input]:
         """The columns of each in the task's order, in which an encoder reads them."""

@@ -40,6 +40,7 @@ def open_table(
     delimiter: str | None = None,
     encoding: str | None = None,
     columns: dict[str, str] | None = None,
+    staged: bool = False,
 ) -> Table:
     """The rows of `source`, ready to be labelled into `target`; needs no model, so a command asks here first.
 
@@ -49,6 +50,7 @@ def open_table(
         spreadsheet_safe: see `label_file`.
         delimiter, encoding: of `source`, where they are not to be found out; see `read_table`.
         columns: what the run reads beside the text -> the file's column.
+        staged: whether the run is a cascade.
 
     Raises:
         UserError: the files are of different formats, `source` does not exist, `target` or what is written beside it
@@ -61,7 +63,7 @@ def open_table(
     table = read_table(source, text_column, delimiter=delimiter, encoding=encoding)
     check_column(table, source, text_column, "--text-column {}")
     check_columns(table, source, columns or {}, "--column")
-    added = added_columns(names, prefix)
+    added = added_columns(names, prefix, staged)
     if taken := set(added).intersection(table.columns):
         raise UserError(f"{source}: has a column {min(taken)!r} already; choose a --prefix for the new ones")
     table.add_columns(added)
@@ -110,7 +112,7 @@ def label_file(
     columns = {name: name for name in classifier.columns} if columns is None else columns
     begun_with = _hash(source)  # before the first line is read
     choices = (prefix, spreadsheet_safe, delimiter, encoding, columns)
-    table = open_table(source, target, text_column, classifier.names, *choices)
+    table = open_table(source, target, text_column, classifier.names, *choices, bool(classifier.stages))
     parts = Parts(target)
     with parts.locked(), _stoppable(str(parts.folder)) as stop_if_asked:
         parts.check()  # again: another run may have ended meanwhile
@@ -148,8 +150,9 @@ def _hash(source: Path) -> str | None:
 
 def run_fingerprint(run_dir: Path, names: list[str], calibration: dict) -> list:
     """What a labelling that goes on must have in common with its beginning: hashes of weights, labels, temperature."""
-    weights = [sha256(path) for kind in ("safetensors", "skops") for path in sorted(run_dir.glob(f"*.{kind}"))]
-    return [weights, names, calibration["temperature"]]
+    weights = [path for kind in ("safetensors", "skops") for path in sorted(run_dir.glob(f"*.{kind}"))]
+    weights = weights or [run_dir / "recipe.yaml"]  # of a cascade, which has thresholds and stages in place of weights
+    return [list(map(sha256, weights)), names, calibration["temperature"]]
 
 
 def _label_shards(

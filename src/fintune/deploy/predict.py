@@ -11,7 +11,7 @@ from fintune.deploy.classifier import Classifier, Long
 from fintune.deploy.label_file import label_file, open_table, run_fingerprint
 from fintune.deploy.stream import label_stream
 from fintune.errors import UserError
-from fintune.results.verify import caveat, read_result
+from fintune.results.verify import caveat, read_result, stage_names
 
 
 def predict(
@@ -62,7 +62,7 @@ def predict(
         if Path(source).is_dir():
             raise UserError(f"{source}: is a folder; --engine ray labels the .parquet files in it, or name one file")
         files, options = (Path(source), Path(output)), (prefix, spreadsheet_safe, delimiter, encoding, columns)
-        table = open_table(*files, text_column, names, *options)
+        table = open_table(*files, text_column, names, *options, bool(stage_names(result)))
         if table.about:
             print(f"{source}: {table.about}", file=sys.stderr)
     threshold = find_threshold(calibration, abstain_below, target_accuracy)

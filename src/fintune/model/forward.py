@@ -44,14 +44,26 @@ def last_mlp_at(model: PreTrainedModel, columns: torch.Tensor) -> Iterator[None]
             hook.remove()
 
 
+def own_attention(model: PreTrainedModel) -> str:
+    """The attention that a model was loaded with, also while `set_attention` has put another in its place."""
+    return getattr(model, "own_attention", model.config._attn_implementation)
+
+
+def set_attention(model: PreTrainedModel, attention: str) -> None:
+    """Let a model's layers call another attention; `own_attention` stays known."""
+    model.own_attention = own_attention(model)
+    model.set_attn_implementation(attention)
+
+
 @contextmanager
-def evaluation(model: PreTrainedModel, attention: str = "sdpa") -> Iterator[None]:
-    """No gradient, no dropout, no noise, another attention; all put back afterwards."""
+def evaluation(model: PreTrainedModel, attention: str | None = None) -> Iterator[None]:
+    """No gradient, no dropout, no noise, its own attention or the named one; all put back afterwards."""
     training, before = model.training, model.config._attn_implementation
+    attention = attention or own_attention(model)
     model.eval()
-    if before != attention:
-        model.set_attn_implementation(attention)
     try:
+        if before != attention:
+            model.set_attn_implementation(attention)
         with torch.no_grad():
             yield
     finally:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from huggingface_hub.errors import GatedRepoError
 from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 from safetensors import SafetensorError
 from transformers import (
     AutoModelForCausalLM,
@@ -143,6 +144,21 @@ def load_adapter(model: PreTrainedModel, adapter: Path, base: str) -> PeftModel:
         ) as error:
             why = f"{type(error).__name__}: {error}"
             raise UserError(f"{adapter}: its adapter does not fit {base}: {why}; train the run again") from error
+
+
+def merged(model: PeftModel) -> PreTrainedModel:
+    """The base with its adapter added to the weights.
+
+    Where only the embeddings, or only the head that is tied to them, are adapted, the head gets weights of its own
+    first: what is added to the one would be added to the other.
+    """
+    base = model.get_base_model()
+    ends = base.get_input_embeddings(), base.get_output_embeddings()
+    embeddings, head = (getattr(module, "base_layer", module) for module in ends)
+    if head.weight is embeddings.weight and any(isinstance(module, BaseTunerLayer) for module in ends):
+        head.weight = torch.nn.Parameter(head.weight.detach().clone(), requires_grad=False)
+        base.config.tie_word_embeddings = base.config.get_text_config().tie_word_embeddings = False
+    return model.merge_and_unload()
 
 
 def fuse_layers(model: PreTrainedModel) -> bool:

@@ -78,6 +78,18 @@ class SftArguments(ModelArguments):
     tiny_vocab_size: int = field(default=8192, metadata={"help": "Size of the BPE vocabulary trained for `tiny`."})
 
 
+@dataclass(kw_only=True)
+class CascadeArguments(RunArguments):
+    """Keys of what `fintune cascade` writes."""
+
+    min_gpu_gib: ClassVar[float] = 0.0
+
+    stages: list[str] = field(metadata={"help": "Folders of runs, from this one's, in the order they are asked."})
+    thresholds: list[float] = field(metadata={"help": "Calibrated confidence from which each stage answers."})
+    max_error: float = field(metadata={"help": "Bound on the share of wrong labels among labelled rows."})
+    confidence: float = field(metadata={"help": "Probability with which the bound holds."})
+
+
 @dataclass
 class OutputArguments:
     """What a script without a Trainer takes of TrainingArguments."""

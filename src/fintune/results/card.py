@@ -5,10 +5,12 @@ from pathlib import Path
 from fintune.data.inputs import as_input
 from fintune.files import write_text
 from fintune.recipe.layers import TINY
+from fintune.results.verify import CASCADE
 
 # the Hub's client takes a second to import: only the function that needs it does
 
 TEMPLATE = Path(__file__).with_name("model-card.md.jinja")
+EXAMPLE = "Alder raised its dividend again"
 INVENTED = "Apache 2.0 (invented rows)"  # the licence of the samples
 LICENCES = {  # as the Hub spells them
     "CC BY-NC-SA 3.0": "cc-by-nc-sa-3.0",
@@ -36,21 +38,21 @@ def write_card(
 
     test = result["test"]
     linear = recipe.get("linear_model")  # majority, tfidf or embedding
-    kind = linear or {"train_sft.py": "causal", "train_cls.py": "encoder"}[result["script"]]
+    kind = linear or {"train_sft.py": "causal", "train_cls.py": "encoder", CASCADE: "cascade"}[result["script"]]
     causal, adapter = kind == "causal", (folder / "adapter_config.json").is_file()
     licence = result["data"]["license"]
     figures = {"accuracy": test["accuracy"], "f1": test["macro_f1"], "matthews_correlation": test["mcc"]}
     base = result["model"]["base"]
     path = Path(base).is_absolute() or base.startswith((".", "~"))  # maybe of another machine
     # a path would tell of this machine, and help nobody else
-    local = base in (TINY, linear) or path or Path(base).is_dir()
+    local = base in (TINY, linear, "cascade") or path or Path(base).is_dir()
     columns = result["data"].get("columns", [])
     marked = as_input("HEADLINE", {name: f"<{name}>" for name in columns})
     card_data = ModelCardData(
         model_name=result["name"],
         base_model=None if local else base,
         license=LICENCES.get(licence, "other"),
-        library_name="sklearn" if linear else "peft" if adapter else "transformers",
+        library_name="sklearn" if linear else None if kind == "cascade" else "peft" if adapter else "transformers",
         pipeline_tag="text-generation" if causal else "text-classification",
         tags=["finance", "text-classification"],
         eval_results=[
@@ -67,7 +69,8 @@ def write_card(
         on_hub=on_hub,
         base=Path(base).name if local else base,
         local=local,
-        example="Alder raised its dividend again",
+        example=EXAMPLE,
+        asked=repr({"text": EXAMPLE, **{name: name.upper() for name in columns}} if columns else EXAMPLE),
         columns=columns,
         example_columns={name: name.upper() for name in columns},
         pair="; ".join(f"{name}: {name.upper()}" for name in columns),  # as `EncoderInput` writes them

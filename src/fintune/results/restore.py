@@ -1,5 +1,6 @@
 """A finished run as a scorer, whatever kind of model it holds."""
 
+import os
 from pathlib import Path
 
 from transformers import AutoModelForSequenceClassification, TrainingArguments
@@ -14,7 +15,9 @@ from fintune.model.load import base_fingerprint, load_model, load_tokenizer, mis
 from fintune.model.prompt import Prompt
 from fintune.model.wheel import find_model
 from fintune.recipe.layers import TINY
-from fintune.recipe.recipe import Recipe, SftArguments, parse_recipe
+from fintune.recipe.recipe import CascadeArguments, Recipe, SftArguments, parse_recipe
+from fintune.results.verify import CASCADE, fingerprint, verified_result
+from fintune.scoring.cascade import CascadeScorer, Stage
 from fintune.scoring.encoder_scorer import EncoderScorer
 from fintune.scoring.label_scorer import LabelScorer
 from fintune.scoring.linear_scorer import LinearScorer, load_linear
@@ -25,12 +28,13 @@ ARGUMENTS = {
     "train_sft.py": (SftArguments, SFTConfig, ModelConfig),
     "train_cls.py": (EncoderArguments, TrainingArguments),
     "train_linear.py": (LinearArguments,),
+    CASCADE: (CascadeArguments,),
 }
 
 
 def read_recipe(folder: Path, script: str, flags: list[str] = ()) -> Recipe:
     """The recipe of a finished run, for scoring."""
-    scoring = SCORING[:2] if script == "train_linear.py" else SCORING  # which has no bf16
+    scoring = SCORING if script in ("train_sft.py", "train_cls.py") else SCORING[:2]  # the others have no bf16
     words = [str(folder / "recipe.yaml"), "--output_dir", str(folder), *scoring, *flags]
     return parse_recipe(words, *ARGUMENTS[script])
 
@@ -52,6 +56,7 @@ def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None, base: 
     if base is not None and not stands_on_base:
         raise UserError(f"--base {base}: {folder} holds its whole model; leave it out")
     loaders = {"train_sft.py": _label_scorer, "train_cls.py": _encoder_scorer, "train_linear.py": _linear_scorer}
+    loaders[CASCADE] = _cascade_scorer
     return loaders[result["script"]](folder, recipe, result, *[base] * stands_on_base)
 
 
@@ -101,6 +106,18 @@ def _linear_scorer(folder: Path, recipe: Recipe, result: dict, base: Path | None
     revision = args.model_revision
     base = _find_base(folder, "classifier", args.model_name_or_path, revision, args.wheel, result, base)
     return load_linear(folder, load_embedder(base, revision, args.max_length, []))
+
+
+def _cascade_scorer(folder: Path, recipe: Recipe, result: dict) -> CascadeScorer:
+    args, stages = recipe.run_args, []
+    for place, threshold, known in zip(args.stages, args.thresholds, result["model"]["stages"], strict=True):
+        path = Path(os.path.normpath(folder / place))
+        stage = verified_result(path)
+        if fingerprint(stage) != known["fingerprint"]:
+            raise UserError(f"{path}: is another run than the one {folder} was made of; run `fintune cascade` again")
+        scorer = load_scorer(path, stage)
+        stages.append(Stage(known["name"], scorer, stage["calibration"]["temperature"], threshold))
+    return CascadeScorer(stages)
 
 
 def _encoder_scorer(folder: Path, recipe: Recipe, result: dict) -> EncoderScorer:

@@ -3,6 +3,7 @@
 Imports nothing heavy: a command asks here before it loads a model.
 """
 
+import hashlib
 import json
 import math
 import re
@@ -12,8 +13,9 @@ from pathlib import Path
 from fintune.errors import UserError, in_words
 from fintune.files import faults, finish_move
 
+CASCADE = "fintune cascade"  # where other runs have the script that trained them
 SCHEMA = 2  # of metrics.json; a run of another one is refused
-SCRIPTS = ("train_sft.py", "train_cls.py", "train_linear.py")
+SCRIPTS = ("train_sft.py", "train_cls.py", "train_linear.py", CASCADE)
 # What may lie in a run's folder beside the files that were saved: its own records, hidden files, and kinds that no
 # library takes for a part of a model, such as `fintune predict` writes
 BESIDE = (
@@ -64,6 +66,18 @@ def verified_result(folder: Path) -> dict:
     for name in _added(folder, result["files"]):
         raise UserError(f"{folder}/{name}: was not saved with the run, and may change its answers; move it elsewhere")
     return result
+
+
+def fingerprint(result: dict) -> str:
+    """Hash of what a run answers by: its files, its labels in their order, its temperature and its stages."""
+    what = [result["files"], result["data"]["labels"], result["calibration"]["temperature"]]
+    what += result["model"].get("stages", [])
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+
+
+def stage_names(result: dict) -> list[str]:
+    """Of a cascade, in the order they are asked; empty for a run of one model."""
+    return [stage["name"] for stage in result["model"].get("stages", [])]
 
 
 def _added(folder: Path, saved: dict[str, str]) -> Iterator[str]:

@@ -44,7 +44,14 @@ def fit_temperature(probabilities: np.ndarray, labels: list[int]) -> dict:
     """
     labels = np.asarray(labels)
     correct = probabilities.argmax(axis=1) == labels
-    temperature, not_fitted = _search(probabilities, labels, correct)
+    return calibration_of(probabilities, labels, *_search(probabilities, labels, correct))
+
+
+def calibration_of(
+    probabilities: np.ndarray, labels: np.ndarray, temperature: float = 1.0, not_fitted: str | None = None
+) -> dict:
+    """What `fit_temperature` returns, of a temperature that is known."""
+    correct = probabilities.argmax(axis=1) == labels
     before, confidence = probabilities.max(axis=1), scaled(probabilities, temperature).max(axis=1)
     falling = np.sort(confidence)[::-1]
     return {

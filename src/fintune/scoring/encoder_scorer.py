@@ -1,6 +1,7 @@
 """Label probabilities of an encoder with a classification head."""
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,20 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreT
 from fintune.data.inputs import Input
 from fintune.model.encoder import EncoderInput
 
+SAME = 1e-4  # of a probability, in float32
+
 
 class EncoderScorer:
-    """Scores texts with one encoder; see `fintune.scoring.scorer.Scorer`."""
+    """Scores texts with one encoder; see `fintune.scoring.scorer.Scorer`.
+
+    Texts of several lengths go together, padded, which almost every encoder masks. Fourier transforms (FNet),
+    convolutions (ConvBERT) and downsampling (CANINE) mix padding into a text, so in the first such batch the shortest
+    text is scored alone too; where that differs by more than 1e-4 of a probability, every text is scored alone.
+    """
 
     def __init__(self, model: PreTrainedModel, encoder: EncoderInput):
         self.model, self.encoder = model, encoder
+        self._reads_padding: bool | None = None  # not known before the first batch with padding
 
     @property
     def exact(self) -> bool:
@@ -33,12 +42,32 @@ class EncoderScorer:
         training = self.model.training
         self.model.eval()
         for places, batch in self.encoder.batches(inputs, self.model.device, progress):
-            logits = self.model(**batch).logits
-            scores[places] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
+            own = batch["input_ids"] != self.encoder.tokenizer.pad_token_id  # which no text holds
+            if self._reads_padding is None and not own.all():
+                self._reads_padding = self._differs_alone(batch, own)
+            alone = range(len(places)) if self._reads_padding else ()
+            scores[places] = np.concatenate(
+                [self._scores(_row(batch, own, row)) for row in alone] or [self._scores(batch)]
+            )
         self.model.train(training)
         return scores
 
-    def further_metrics(self, inputs: Sequence[Input]) -> dict:
+    def _scores(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
+        return torch.softmax(self.model(**batch).logits.double(), dim=-1).cpu().numpy()
+
+    def _differs_alone(self, batch: Mapping[str, torch.Tensor], own: torch.Tensor) -> bool:
+        """Whether the shortest text of a batch scores otherwise without the others, which is said."""
+        row = own.sum(dim=1).argmin().item()
+        gap = np.abs(self._scores(batch)[row] - self._scores(_row(batch, own, row))[0]).max()
+        if gap <= SAME:
+            return False
+        name = type(self.model).__name__
+        print(
+            f"scoring: {name} reads padding ({gap:.2g} of a probability), so texts are scored alone", file=sys.stderr
+        )
+        return True
+
+    def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """Empty: an encoder can only answer with a label."""
         return {}
 
@@ -63,3 +92,8 @@ class EncoderScorer:
         ).to(device)
         tokenizer = AutoTokenizer.from_pretrained(folder)
         return EncoderScorer(model, EncoderInput(tokenizer, model.config, self.encoder.max_length))
+
+
+def _row(batch: Mapping[str, torch.Tensor], own: torch.Tensor, row: int) -> dict[str, torch.Tensor]:
+    """One text of a batch without its padding."""
+    return {key: values[row : row + 1, own[row]] for key, values in batch.items()}

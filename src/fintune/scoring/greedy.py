@@ -7,6 +7,7 @@ from transformers import PreTrainedModel
 
 from fintune.data.inputs import Input
 from fintune.model.forward import evaluation
+from fintune.model.plain import FITS
 from fintune.model.prompt import Prompt
 
 
@@ -22,11 +23,13 @@ def greedy_label_rate(model: PreTrainedModel, prompt: Prompt, inputs: Sequence[I
     for row, prompt_ids in enumerate(prompts):
         ids[row, longest - len(prompt_ids) :] = torch.tensor(prompt_ids)
     mask = (torch.arange(longest) >= longest - torch.tensor([len(p) for p in prompts])[:, None]).long()
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
     with evaluation(model):
         answers = model.generate(
             input_ids=ids.to(model.device),
             attention_mask=mask.to(model.device),
             max_new_tokens=new_tokens,
+            use_cache=FITS.get(base, 0) is not None,  # caches of some mixtures do not take a padded batch
             do_sample=False,  # Qwen3 ships do_sample: true, which answers differently every time
             temperature=None,
             top_p=None,

@@ -2,10 +2,12 @@
 
 The instruction that all prompts share is computed once, and all labels follow a text as a tree whose branches do
 not see each other: [instruction (cached) | text | label tree]. Log-probabilities equal those of scoring one label at a
-time (float32: 1e-4), whatever the batch.
+time (float32: 1e-4), whatever the batch. A base whose layers do not fit this is found before it is used, and each of
+its labels is scored by its own forward.
 """
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,21 +18,16 @@ from tqdm.auto import tqdm
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig, PreTrainedModel
 
 from fintune.data.inputs import Input
-from fintune.errors import UserError
 from fintune.model.attention import CACHED_PREFIX
 from fintune.model.batches import by_length, encoded_ahead
-from fintune.model.forward import common_prefix, evaluation, last_mlp_at
+from fintune.model.forward import common_prefix, evaluation, last_mlp_at, own_attention
+from fintune.model.load import merged
+from fintune.model.plain import FITS, log_likelihoods, misfit
 from fintune.model.prompt import Prompt
 from fintune.scoring.greedy import greedy_label_rate
 
+OWN_AT_ONCE = 256  # texts whose rows of one length go together where a model's own forward scores them
 GREEDY_ROWS = 64  # on which a model's own greedy answers are looked at
-LOGIT_TRANSFORMS = (
-    "final_logit_softcapping",
-    "logit_scale",
-    "logits_scaling",
-    "lm_head_multiplier",
-    "output_multiplier",
-)
 
 
 @dataclass
@@ -86,17 +83,9 @@ class LabelScorer:
         Args:
             model: a causal language model, PEFT-wrapped or not; it is put into evaluation mode while scoring.
             tokens_per_batch: tokens in one forward; default 1,024 on the CPU, for its caches, and 32,768 on a GPU.
-
-        Raises:
-            UserError: the model transforms its logits after the head, which a score read at the head would miss.
         """
         self.wrapped, self.encoder = model, prompt
         self.model = model.get_base_model() if hasattr(model, "get_base_model") else model
-        transforms = [key for key in LOGIT_TRANSFORMS if getattr(self.model.config, key, None) not in (None, 1.0)]
-        if transforms:
-            raise UserError(
-                f"{self.model.config.name_or_path}: `{transforms[0]}` in its config is not supported in scoring"
-            )
         self.tree = label_tree(prompt.label_ids)
         on_cpu = self.model.device.type == "cpu"
         self.tokens_per_batch = tokens_per_batch or (1024 if on_cpu else 32768)
@@ -120,25 +109,85 @@ class LabelScorer:
         Raises:
             UserError: as `Prompt.encode`.
         """
-        scores = np.empty((len(inputs), len(self.tree.paths)))
-        prefix, cache = [], []
-        with (
-            evaluation(self.model, CACHED_PREFIX),
-            tqdm(total=len(inputs), desc=progress, disable=progress is None) as bar,
-        ):
+        scores, prefix = np.empty((len(inputs), len(self.tree.paths))), None
+        with tqdm(total=len(inputs), desc=progress, disable=progress is None) as bar:
             for start, prompts in encoded_ahead(inputs, self.encoder.encode):
-                if not start:
-                    prefix = prompts[0][: common_prefix(prompts)]
-                    cache = self._prefix_cache(prefix) if prefix else []
-                # one more token in place of a text, so that the whole of `prefix` may be shared
-                shared = common_prefix([*prompts, [*prefix, -1]])
-                known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in cache] if shared else []
-                lengths = [len(ids) - shared + len(self.tree.tokens) for ids in prompts]
-                for rows in by_length(lengths, self.tokens_per_batch):
-                    found = self._score([prompts[row][shared:] for row in rows], known, shared)
+                if self._fits(prompts):
+                    prefix = prefix or self._prefix(prompts)
+                    batches = self._by_tree(prompts, *prefix)
+                else:
+                    batches = self._by_own_forward(prompts)
+                for rows, found in batches:
                     scores[[start + row for row in rows]] = found
                     bar.update(len(rows))
         return scores
+
+    def check(self, inputs: Sequence[Input]) -> None:
+        """Find out whether the tree fits this model, and say so where it does not; once for each model.
+
+        Raises:
+            UserError: the model's own forward fails, so that nothing can be scored.
+        """
+        self._fits(self.encoder.encode(inputs))
+
+    def _fits(self, prompts: list[list[int]]) -> bool:
+        """Whether the tree gives the model's own scores; asked again for a longer prompt, which a window may cut.
+
+        Three prompts: the longest, the shortest, and the longest without a token in its middle, so that some are
+        padded and some of each is cached, also where there is but one. Two labels: the longest and the shortest. So
+        at most 6 rows by the model's own forward, and in 16 bits 12, about what 50 rows cost by the tree.
+        """
+        longest, known = max(prompts, key=len, default=[]), FITS.get(self.model, 0)
+        if known is None or len(longest) <= known:
+            return known is not None
+        middle = len(longest) // 2
+        some = [longest, min(prompts, key=len), longest[:middle] + longest[middle + 1 :]]
+        labels = sorted(range(len(self.encoder.label_ids)), key=lambda label: len(self.encoder.label_ids[label]))
+        labels = [labels[0], labels[-1]]
+
+        def fast() -> np.ndarray:
+            found = np.empty((len(some), len(self.tree.paths)))
+            for rows, scores in self._by_tree(some, *self._prefix(some)):
+                found[rows] = scores
+            return found[:, labels].flatten()
+
+        pairs = [(prompt, self.encoder.label_ids[label]) for prompt in some for label in labels]
+        why = misfit(self.model, *map(list, zip(*pairs, strict=True)), fast)
+        FITS[self.model] = None if why else len(longest)
+        if why:
+            print(
+                f"scoring: {self.model.config.name_or_path} does not fit the fast path ({why}); each label is scored "
+                f"by the model's own forward with attention {own_attention(self.model)}: exact, and slower",
+                file=sys.stderr,
+            )
+        return not why
+
+    def _by_own_forward(self, prompts: list[list[int]]) -> Iterator[tuple[list[int], np.ndarray]]:
+        """As `_by_tree`, by the model's own forward of each prompt with each label."""
+        labels = self.encoder.label_ids
+        for start in range(0, len(prompts), OWN_AT_ONCE):
+            rows = list(range(start, min(start + OWN_AT_ONCE, len(prompts))))
+            pairs = [(prompts[row], label) for row in rows for label in labels]
+            found = log_likelihoods(self.model, *map(list, zip(*pairs, strict=True)))
+            yield rows, found.reshape(len(rows), len(labels))
+
+    def _prefix(self, prompts: list[list[int]]) -> tuple[list[int], list[tuple[torch.Tensor, torch.Tensor]]]:
+        """What these prompts begin with, and its keys and values."""
+        prefix = prompts[0][: common_prefix(prompts)]
+        with evaluation(self.model, CACHED_PREFIX):
+            return prefix, self._prefix_cache(prefix) if prefix else []
+
+    def _by_tree(
+        self, prompts: list[list[int]], prefix: list[int], cache: list
+    ) -> Iterator[tuple[list[int], np.ndarray]]:
+        """Rows of `prompts` that went together, and their (rows, labels) scores."""
+        # one more token in place of a text, so that the whole of `prefix` may be shared
+        shared = common_prefix([*prompts, [*prefix, -1]])
+        known = [(keys[:, :, :shared], values[:, :, :shared]) for keys, values in cache] if shared else []
+        lengths = [len(ids) - shared + len(self.tree.tokens) for ids in prompts]
+        with evaluation(self.model, CACHED_PREFIX):
+            for rows in by_length(lengths, self.tokens_per_batch):
+                yield rows, self._score([prompts[row][shared:] for row in rows], known, shared)
 
     def _prefix_cache(self, prefix: list[int]) -> list[tuple[torch.Tensor, torch.Tensor]]:
         """Keys and values of the shared instruction, (1, heads, prefix, head size) a layer."""
@@ -193,14 +242,14 @@ class LabelScorer:
             sums.append(torch.stack([edges[:, path].sum(dim=1) for path in self.tree.paths], dim=1))
         return torch.cat(sums).numpy()
 
-    def further_metrics(self, inputs: Sequence[Input]) -> dict:
+    def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """`greedy_label_rate` of the first texts."""
         return {"greedy_label_rate": greedy_label_rate(self.wrapped, self.encoder, inputs[:GREEDY_ROWS])}
 
     def merge(self) -> None:
         """Add the adapter to the weights where they are float32: exact to 1e-6, and a score takes half as long."""
         if isinstance(self.wrapped, PeftModel) and self.exact and not self._is_quantized:
-            self.wrapped = self.model = self.wrapped.merge_and_unload()
+            self.wrapped = self.model = merged(self.wrapped)
 
     @property
     def exact(self) -> bool:
@@ -226,7 +275,7 @@ class LabelScorer:
         if isinstance(model, PeftModel):
             if self._is_quantized:  # merging into 4 bits would round once more
                 model = PeftModel.from_pretrained(model.unload().dequantize(), run_dir)
-            model = model.merge_and_unload()
+            model = merged(model)
         model.generation_config = GenerationConfig(  # Qwen3 ships do_sample: true
             do_sample=False,
             max_new_tokens=max(map(len, self.encoder.label_ids)),

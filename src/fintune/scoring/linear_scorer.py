@@ -76,7 +76,7 @@ class LinearScorer:
             return np.empty((0, len(self.classifier.classes_)))
         return np.asarray(self.classifier.predict_proba(transformed(self.features, inputs)))
 
-    def further_metrics(self, inputs: Sequence[Input]) -> dict:
+    def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """Empty: a linear model can only answer with a label."""
         return {}
 

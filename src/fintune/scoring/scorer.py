@@ -50,8 +50,12 @@ class Scorer(Protocol):
     def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
         """(texts, labels) float64, in the order of `inputs` and of the label ids; `progress` titles a bar."""
 
-    def further_metrics(self, inputs: Sequence[Input]) -> dict:
-        """Figures that only this kind of model has, such as the share of greedy answers that are a label."""
+    def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
+        """Figures that only this kind of model has, such as the share of greedy answers that are a label.
+
+        Args:
+            correct: (texts,) whether the answer to each, scored just before, is right.
+        """
 
     def save_pretrained(self, folder: Path) -> None:
         """Write what was trained, and the tokenizer."""
@@ -92,7 +96,7 @@ def evaluate(
     metrics["seconds"], metrics["rows_per_second"] = seconds, len(rows) / seconds
     metrics["texts_truncated"] = scorer.encoder.truncated_texts - truncated_before
     metrics["simple"] = simple_models(task, data, split, correct)
-    metrics |= scorer.further_metrics(inputs)
+    metrics |= scorer.further_metrics(inputs, correct)
     predictions = [
         {
             "file": row["file"],

@@ -8,18 +8,21 @@ import math
 from contextlib import nullcontext
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from accelerate.utils import DynamoBackend
 from datasets import Dataset
+from peft import PeftModel
 from peft.helpers import disable_input_dtype_casting
 from peft.tuners.lora import LoraLayer
+from transformers import PreTrainedModel
 from trl import SFTTrainer
 
 from fintune.errors import UserError
 from fintune.model.adapted_layers import FusedLayers
 from fintune.model.attention import SHARED_PREFIX, causal_masks
-from fintune.model.forward import common_prefix, last_mlp_at
+from fintune.model.forward import common_prefix, evaluation, last_mlp_at, set_attention
 from fintune.model.fused import keep
 from fintune.model.load import is_sharded
 from fintune.model.prompt import IGNORE
@@ -47,6 +50,17 @@ class SharedPrefixCollator:
                 raise UserError("`class_weights` with `batching: padded`: set batching to shared_prefix")
             return None
         return cls(common_prefix([ids for dataset in datasets for ids in dataset["input_ids"]]))
+
+    def log_probs(self, model: PreTrainedModel, rows: list[dict]) -> np.ndarray:
+        """(rows,) log-likelihoods of the label tokens of rows that share one line."""
+        batch = {key: value.to(model.device) if torch.is_tensor(value) else value for key, value in self(rows).items()}
+        labels, lengths = batch.pop("labels")[0], [sum(token != IGNORE for token in row["labels"]) for row in rows]
+        for key in ("lengths", "weights", "mean_length"):  # of the trainer
+            del batch[key]
+        with evaluation(model, SHARED_PREFIX), last_mlp_at(model, batch["logits_to_keep"]):
+            logits = model(**batch, use_cache=False).logits[0]
+        found = -F.cross_entropy(logits.float(), labels, reduction="none").double()
+        return np.array([part.sum().item() for part in found.split(lengths)])
 
     def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor]:
         """
@@ -115,7 +129,7 @@ class SharedPrefixTrainer(SFTTrainer):
         super().__init__(*args, **kwargs)
         self._loss_shifts_labels = False  # every label of a packed batch is a target, also its first
         plain = self.accelerator.unwrap_model(self.model)
-        plain.set_attn_implementation(SHARED_PREFIX)
+        set_attention(plain.get_base_model() if isinstance(plain, PeftModel) else plain, SHARED_PREFIX)
         self._embeddings = plain.get_input_embeddings()
         self._fused = FusedLayers(plain) if FusedLayers.fit(plain) and not is_sharded(self) else None
         if self.args.torch_compile:
