@@ -40,8 +40,8 @@ MUTANTS = [
     (
         "rows left in the order of their lengths",
         "src/fintune/model/encoder.py",
-        "yield [start + row for row in at_once], ",
-        "yield sorted(start + row for row in at_once), ",
+        "yield [start + row for row in rows], ",
+        "yield sorted(start + row for row in rows), ",
         "tests/test_baselines.py",
     ),
     (
@@ -89,8 +89,8 @@ MUTANTS = [
     (
         "a text truncated after the label's room",
         "src/fintune/model/prompt.py",
-        "room = self.max_length - self._longest_label",
-        "room = self.max_length",
+        "self._room = max_length - self._longest_label",
+        "self._room = max_length",
         "tests/test_prompt.py",
     ),
     (

@@ -1,12 +1,19 @@
 """A cascade of runs: the fast ones answer what they are sure of, and the error of what is labelled is bounded."""
 
+import csv
 import json
 import random
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import script
+from starlette.testclient import TestClient
 
+from fintune.cli import command
+from fintune.deploy.classifier import Classifier
+from fintune.deploy.service import create_app
 from fintune.errors import UserError
 from fintune.results.cascade import cascade, check_stages
 from fintune.results.restore import load_scorer
@@ -91,6 +98,33 @@ def test_a_cascade_is_a_run_like_any_other(runs, monkeypatch, capsys):
     card = (folder / "README.md").read_text()
     assert "abstained" in card
     assert all(f"| {name} |" in card for name in found["answered_by"])
+
+    (runs / "in.csv").write_text("text\n" + "\n".join(TEXTS) + "\n")
+    assert command(["predict", str(folder), "in.csv", "-o", "out.csv"]) == 0
+    with open("out.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    expected, stage_of = load_scorer(folder, verified_result(folder)).answers(TEXTS)
+    names = [*found["answered_by"], ""]
+    assert [row["stage"] for row in rows] == [names[at] for at in stage_of]
+    assert [row["abstained"] for row in rows] == [str(at == len(names) - 1) for at in stage_of]
+    assert [float(row["confidence"]) for row in rows] == pytest.approx(expected.max(axis=1))
+    answer = TestClient(create_app(Classifier.from_pretrained(folder), 0.0, 10, 1000, "testserver"))
+    with answer as client:
+        said = client.post("/classify", json={"texts": TEXTS}).json()["results"]
+    assert [one["stage"] or "" for one in said] == [names[at] for at in stage_of]
+
+
+def test_a_stage_that_is_another_run_now_is_refused(runs, monkeypatch, tmp_path):
+    shutil.copytree(runs, tmp_path / "all")
+    monkeypatch.chdir(tmp_path / "all")
+    folder = Path("runs/news/joined")
+    cascade([Path("runs/news/pairs"), Path("runs/news/words")], 0.1, 0.9, folder)
+    monkeypatch.chdir(tmp_path)  # stages are found from the cascade's own place
+    [name, *_] = Classifier.from_pretrained("all" / folder).stages
+    monkeypatch.chdir(tmp_path / "all")
+    script("train_linear").main(["data/news.yaml", "words.yaml", "--output_dir", f"runs/news/{name}", "--C", "7"])
+    with pytest.raises(UserError, match=f"{name}: is another run than the one .*joined was made of"):
+        Classifier.from_pretrained(folder)
 
 
 def test_a_bound_that_these_rows_cannot_show_names_one_that_they_can(runs, monkeypatch):

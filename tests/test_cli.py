@@ -14,7 +14,7 @@ from conftest import ROOT
 from fintune import cli
 from fintune.errors import EXTRAS, Stopped, UserError, missing_module
 
-COMMANDS = ["predict", "serve", "export", "prepare", "audit", "compare", "baselines", "ablations"]
+COMMANDS = ["predict", "serve", "export", "prepare", "audit", "compare", "baselines", "ablations", "cascade"]
 HEAVY = ["torch", "transformers", "trl", "peft"]
 
 

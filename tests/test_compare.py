@@ -286,15 +286,19 @@ def test_predictions_of_another_length_than_the_siblings(tmp_path):
 
 def test_results_that_are_not_whole_yet(tmp_path):
     write_run(tmp_path / "old", {1})
-    write_run(tmp_path / "old/staging", {1, 2})  # killed while the second result was written
+    write_run(tmp_path / "old/staging", {1, 2})  # killed before the second result, which is whole, was moved in
+    write_run(tmp_path / "older", {1}, name="older")
+    write_run(tmp_path / "older/staging", {1, 2}, name="older")
+    (tmp_path / "older/staging/metrics.json").unlink()  # killed while it was written
     (tmp_path / "training/checkpoint-20").mkdir(parents=True)
     (tmp_path / "empty").mkdir()
     write_run(tmp_path / "names/checkpoint-500", {1}, name="checkpoint-500")  # runs of models that are called so
     write_run(tmp_path / "names/base", {1}, name="base")
     (tmp_path / "loop").symlink_to(tmp_path)
     [group], left_out = compare_runs(tmp_path)
-    assert sorted(run.path for run in group.runs) == ["names/base", "names/checkpoint-500", "old"]
-    assert [left.path for left in left_out] == ["old/staging", "training"]
+    wrong = {run.path: int((~run.correct).sum()) for run in group.runs}
+    assert wrong == {"names/base": 1, "names/checkpoint-500": 1, "old": 2, "older": 1}
+    assert [left.path for left in left_out] == ["older/staging", "training"]
 
 
 def test_comparing_loads_no_model_library():

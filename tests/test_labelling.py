@@ -4,6 +4,7 @@ import csv
 import errno
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections import Counter
@@ -17,7 +18,7 @@ from fintune.cli import command
 from fintune.data.csv_file import defused
 from fintune.deploy import label_file
 from fintune.deploy.classifier import Classifier
-from fintune.errors import UserError
+from fintune.errors import Stopped, UserError
 
 HEADLINES = [text.format(company) for texts in TEXTS.values() for text in texts for company in COMPANIES]
 LINES = [f"{number},{text}{',' * (number % 5 == 0)}" for number, text in enumerate(HEADLINES[:50])]
@@ -311,3 +312,25 @@ def test_where_formulas_cannot_be_it_is_said(run, tmp_path):
     with pytest.raises(UserError, match="--spreadsheet-safe: answers on standard output are JSON, not CSV"):
         command(["predict", str(run), "-", "--spreadsheet-safe"])
     assert [path.name for path in tmp_path.iterdir()] == ["in.jsonl"]
+
+
+def test_stopped_within_a_shard_it_keeps_what_is_scored(label, tmp_path, monkeypatch):
+    monkeypatch.setattr(label_file, "AT_ONCE", 5)
+    label("whole.csv")
+    calls, scored, answers = [], [], Classifier.answers
+
+    def stop(classifier, inputs):
+        calls.append(len(inputs))
+        scored.extend(inputs)
+        if len(calls) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return answers(classifier, inputs)
+
+    monkeypatch.setattr(Classifier, "answers", stop)
+    with pytest.raises(Stopped):
+        label()
+    assert not list((tmp_path / "out.csv.parts").glob("*.rows"))  # in the middle of the first shard
+    assert label() == (40, 10)
+    assert calls[0] <= 5
+    assert len(scored) == len(set(scored)) == 40
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()

@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 from test_baselines import save_encoder
 
+from fintune.data.tables import read_table
 from fintune.deploy import label_file
+from fintune.deploy.answers import added_columns
 from fintune.model import cut
 from fintune.model.encoder import EncoderInput
 
@@ -198,6 +200,23 @@ def test_files_say_which_rows_were_cut(classifier, run_dir, tmp_path):
             assert [answer[-2] for answer in answers] == ["truncated", "False", "True", "", "False"]
 
 
+@pytest.mark.parametrize("staged", [False, True])
+def test_added_columns_have_their_types_in_parquet(tmp_path, staged):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({"title": ["Alder"]}), tmp_path / "in.parquet")
+    table = read_table(tmp_path / "in.parquet", "title")
+    names = added_columns(["stage", "Up"], "abstained_", staged)
+    table.add_columns(names)
+    values = ["Up", 0.75, 0.25, 0.75, False, *["minilm"] * staged, True, None]
+    table.write(tmp_path / "rows", list(table.rows()), [dict(zip(names, values, strict=True))])
+    assert table.join([tmp_path / "rows"], tmp_path / "out.parquet") == 1
+    assert pq.read_table(tmp_path / "out.parquet").to_pylist() == [
+        {"title": "Alder", **dict(zip(names, values, strict=True))}
+    ]
+
+
 def test_a_date_in_the_chat_template_is_the_runs_for_good(toy, tmp_path, monkeypatch):
     import datetime
 
@@ -237,7 +256,7 @@ def test_a_date_in_the_chat_template_is_the_runs_for_good(toy, tmp_path, monkeyp
             assert "Today: 26 Nov 2026" in first.decode(prompts[0][0])
         again = load_tokenizer(str(tmp_path / "runs/checkpoint-3"), None)
         assert Prompt(toy[0], again, 200).encode(["profit rose"]) == prompts[0]
-        resumed = load_tokenizer(base, None, str(template), tmp_path / "runs")
+        resumed = load_tokenizer(base, None, str(template), begun=tmp_path / "runs")
         assert Prompt(toy[0], resumed, 200).encode(["profit rose"]) == prompts[0]
     assert prompts[0] != prompts[1]
     plain = str(toy[2].tokenizer.chat_template)

@@ -178,8 +178,8 @@ def test_a_failing_model_costs_its_requests_alone(classifier, monkeypatch):
             raise RuntimeError("out of memory")
         return score(self, texts)
 
-    score = type(classifier).__call__
-    monkeypatch.setattr(type(classifier), "__call__", failing)
+    score = type(classifier).answers
+    monkeypatch.setattr(type(classifier), "answers", failing)
     app = create_app(classifier, 0.0, 10, 1000, "x")
 
     async def ask(*texts: str) -> list[int]:
@@ -342,7 +342,7 @@ def test_small_requests_get_in_between_the_parts_of_large_ones(classifier):
 
         async def ask(name: str, client: str, texts: list[str]) -> None:
             scores = await batcher(texts, client)
-            assert abs(scores - [expected[text] for text in texts]).max() < 1e-5
+            assert abs(scores[:, :-2] - [expected[text] for text in texts]).max() < 1e-5
             finished.append(name)
 
         running = asyncio.create_task(batcher.run())
@@ -364,9 +364,12 @@ def test_a_call_lasts_a_fraction_of_a_second_whatever_the_model_s_speed(seconds,
     class Timed:
         names = ("Up", "Down")
 
-        def __call__(self, texts: list[str]) -> tuple[None, np.ndarray]:
+        def answers(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
             time.sleep(seconds * len(texts))
-            return None, np.zeros((len(texts), 2))
+            return np.zeros((len(texts), 2)), np.zeros(len(texts), int)
+
+        def truncated(self, texts: list[str]) -> np.ndarray:
+            return np.zeros(len(texts), bool)
 
     async def sizes() -> list[int]:
         found = []

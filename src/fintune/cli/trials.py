@@ -119,12 +119,12 @@ def cascade(
         float, typer.Option(min=0, max=1, metavar="SHARE", help="Probability with which that bound holds.")
     ] = 0.9,
 ) -> None:
-    """Join runs into one that asks the fastest first, with a bound on its error.
+    """Join runs into one with a bound on its error.
 
-    A run answers what it is confident enough of and leaves the rest to the next slower one; what none may answer is
-    marked as abstained. Thresholds are chosen and tested on the validation rows, so that of what is labelled at most
-    --max-error is wrong, for texts like those. The new run is one like any other: predict, serve, evaluate.py and
-    compare take it.
+    The fastest is asked first. A run answers what it is confident enough of and leaves the rest to the next slower
+    one; what none may answer is marked as abstained. Thresholds are chosen and tested on the validation rows, so that
+    of what is labelled at most --max-error is wrong, for texts like those. The new run is one like any other: predict,
+    serve, evaluate.py and compare take it.
 
     \b
     Example:

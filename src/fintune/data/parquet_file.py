@@ -104,14 +104,16 @@ class Parquet:
         pq.write_table(table.combine_chunks(), path)
 
     def add_columns(self, names: list[str]) -> None:
-        """Label, confidence, probabilities, abstained, truncated, rejected.
+        """Label, confidence, probabilities, abstained, of a cascade the stage, truncated, rejected.
 
         Raises:
             UserError: two columns of the file share a name, with which it cannot be written again.
         """
         if repeated := [name for name in self.columns if self.columns.count(name) > 1]:
             raise UserError(f"{self.path}: has {len(repeated)} columns {repeated[0]!r}; rename all but one of them")
-        kinds = [pa.string(), *[pa.float64()] * (len(names) - 4), pa.bool_(), pa.bool_(), pa.string()]
+        stage = [] if names[-3].endswith("abstained") else [pa.string()]
+        last = [pa.bool_(), *stage, pa.bool_(), pa.string()]
+        kinds = [pa.string(), *[pa.float64()] * (len(names) - 1 - len(last)), *last]
         self._added = dict(zip(names, kinds, strict=True))
 
     def join(self, parts: list[Path], target: Path) -> int:

@@ -27,6 +27,7 @@ from fintune.errors import Stopped, UserError
 from fintune.files import sha256, write_whole
 
 SHARD = 10_000  # rows read, labelled or rejected, between two points from which an interrupted run can go on
+AT_ONCE = 2048  # rows of a shard that are scored and their scores kept, between two points where it may be stopped
 SHARD_SIZE = 2**24  # of these rows, in characters, which take up to 4 bytes each; then a shard has fewer of them
 
 
@@ -173,7 +174,11 @@ def _label_shards(
             lost = [{"line": row.line, "reason": row.fault} for row in shard if row.cells is None]
             sizes.append((len(kept), len(lost)))
             if not parts.has_shard(number, *sizes[-1]):
-                added = answers.of_rows(kept)
+                added, read, before = [], int(1000 * table.done()), bar.n
+                for start in range(0, len(kept), AT_ONCE):
+                    stop_if_asked()
+                    added += answers.of_rows(kept[start : start + AT_ONCE])
+                    bar.update(before + (read - before) * len(added) // len(kept) - bar.n)
                 write = {
                     "rejected": lambda path, lost=lost: path.write_bytes(b"".join(map(json_line, lost))),
                     "rows": lambda path, kept=kept, added=added: table.write(path, kept, added),
@@ -221,7 +226,7 @@ def _stoppable(where: str) -> Iterator[Callable[[], None]]:
         came.append(signum)
         signal.signal(signum, signal.SIG_DFL)
         message = (
-            f"{signal.Signals(signum).name}: stopping after at most {SHARD:,} rows; a second signal stops at once"
+            f"{signal.Signals(signum).name}: stopping after at most {AT_ONCE:,} rows; a second signal stops at once"
         )
         print(f"\n{message}", file=sys.stderr, flush=True)
 

@@ -38,8 +38,7 @@ class Parts:
         Raises:
             UserError: the folder is not one of these, one of the places is taken, or nothing can be written there.
         """
-        for place in (self.folder.parent, self.folder):
-            check_writable(place)
+        check_writable(self.folder if self.folder.is_dir() else self.folder.parent)
         manifest = self._read()
         for place in reversed(self.places.values()):
             if place.exists() and "joined" not in manifest:

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from fintune.data.inputs import Input
 
-AT_ONCE = 4096  # texts that are tokenised and sorted together: memory does not grow with their number
+AT_ONCE = 1024  # texts that are tokenised and sorted together: memory does not grow with their number
 Encoded = TypeVar("Encoded")
 
 

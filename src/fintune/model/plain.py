@@ -89,7 +89,7 @@ def misfit(
             f"{model.config.name_or_path}: {type(model).__name__} looks ahead, so it has no answer to what a text is "
             "followed by; train it with train_cls.py, which is for encoders"
         )
-    return why or f"{largest:.2g} nats off, of {may:.2g} that rounding explains"  # also NaN
+    return why or f"{largest:.2g} nats off, where rounding explains {may:.2g}"  # also NaN
 
 
 def _seen_ahead(model: PreTrainedModel, prompt: list[int]) -> float:

@@ -77,7 +77,7 @@ def fingerprint(result: dict) -> str:
 
 def stage_names(result: dict) -> list[str]:
     """Of a cascade, in the order they are asked; empty for a run of one model."""
-    return [stage["name"] for stage in result["model"].get("stages", [])]
+    return [stage["name"] for stage in _mapping(result.get("model")).get("stages", [])]
 
 
 def _added(folder: Path, saved: dict[str, str]) -> Iterator[str]:
