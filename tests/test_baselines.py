@@ -41,6 +41,7 @@ from fintune.data.load import load_data
 from fintune.deploy.classifier import Classifier
 from fintune.deploy.export import export
 from fintune.errors import Stopped, UserError
+from fintune.files import sha256
 from fintune.model.embedding import Embedder, load_embedder, mean_pooled
 from fintune.model.encoder import EncoderArguments, EncoderInput, check_tokenizer, load_encoder
 from fintune.model.linear import build_classifier
@@ -473,9 +474,12 @@ def test_a_frozen_encoder_honours_class_weights_and_truncates(task_folder, texts
 def test_what_cannot_be_embedded_is_refused_in_one_line(task_folder, texts):
     base = save_encoder(task_folder / "base", "bert", texts)
     main = script("train_linear").main
-    for lines in (["linear_model: tfidf"], ["model_name_or_path: null"]):
-        with pytest.raises(UserError, match="embedding needs a model_name_or_path, and no other takes one"):
-            main(frozen(base, *lines))
+    for line, reason in (
+        ("linear_model: tfidf", "is not read by linear_model: tfidf; take it out"),
+        ("model_name_or_path: null", "embedding needs a model_name_or_path, and no other takes one"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            main(frozen(base, line))
     weights = load_file(f"{base}/model.safetensors")
     lacking = {key: value for key, value in weights.items() if "query.weight" not in key and "pooler" not in key}
     save_file(lacking, f"{base}/model.safetensors", metadata={"format": "pt"})
@@ -494,6 +498,7 @@ def test_an_encoder_with_other_weights_is_refused(task_folder, texts):
     with pytest.raises(UserError, match=r"model\.safetensors: not what was saved"):
         Classifier.from_pretrained(run)
     result = json.loads((run / "metrics.json").read_text())
-    (run / "metrics.json").write_text(json.dumps(result | {"files": {}}))
+    files = result["files"] | {"model.safetensors": sha256(run / "model.safetensors")}
+    (run / "metrics.json").write_text(json.dumps(result | {"files": files}))
     with pytest.raises(UserError, match=r"its weights lack bert\.encoder.*query"):
         Classifier.from_pretrained(run)
