@@ -89,9 +89,8 @@ def test_scores(member: Member) -> StageScores:
 
 def on_test(test: list[StageScores], thresholds: tuple[float, ...], names: list[str]) -> dict:
     """What thresholds bring on the test rows; `p` compares with the slowest run, abstained rows by its own answers."""
-    used = [stage for stage, threshold in zip(test, thresholds, strict=True) if threshold < NEVER]
     at = stage_of(np.stack([stage.confidence for stage in test]), thresholds)
-    last = test.index(used[-1])
+    last = max(number for number, threshold in enumerate(thresholds) if threshold < NEVER)
     answers = np.choose(np.where(at < len(test), at, last), [stage.correct for stage in test])
     labelled = at < len(test)
     policy = measured(test, thresholds, 1.0)

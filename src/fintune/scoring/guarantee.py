@@ -40,7 +40,7 @@ class Policy:
     cost: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class StageScores:
     """What a stage says of some rows.
 
