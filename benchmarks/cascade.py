@@ -167,9 +167,9 @@ def measures(one: dict) -> list[str]:
 
 def draw(task: dict, path: Path) -> None:
     figure, axes = plt.subplots(figsize=(6.4, 3.6), layout="constrained")
-    for points, colour, mark, label in (
-        (task["alone"], "#0072b2", "o", "one run"),
-        ([row for row in task["cascades"] if "error" in row], "#d55e00", "s", "cascade"),
+    for points, colour, mark, label, side, align in (
+        (task["alone"], "#0072b2", "o", "one run", 6, "left"),
+        ([row for row in task["cascades"] if "error" in row], "#d55e00", "s", "cascade", -6, "right"),
     ):
         x, y = [one["seconds"] * 1e6 / 3600 for one in points], [100 * one["error"] for one in points]
         spread = [[100 * (one["error"] - one["interval"][0]) for one in points]]
@@ -177,7 +177,8 @@ def draw(task: dict, path: Path) -> None:
         axes.errorbar(x, y, yerr=spread, fmt=mark, color=colour, capsize=3, label=label)
         for one, at, height in zip(points, x, y, strict=True):
             name = one.get("name") or f"≤ {one['max_error']:.0%}, {one['abstained']:.0%} abstained"
-            axes.annotate(name, (at, height), xytext=(6, 4), textcoords="offset points", fontsize=8)
+            place = {"xytext": (side, 4), "textcoords": "offset points", "ha": align}
+            axes.annotate(name, (at, height), **place, fontsize=8)
     axes.set(xscale="log", xlabel="hours a million rows", ylabel="wrong of what is labelled, %", title=task["task"])
     axes.set_ylim(bottom=0)
     axes.margins(x=0.25)
