@@ -20,13 +20,17 @@ from fintune.model.prompt import Prompt
 from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
 from fintune.results.folder import make_result, save_result
-from fintune.results.restore import ARGUMENTS, SCORING, load_scorer, read_recipe
+from fintune.results.restore import ARGUMENTS, SCORING, check_data, load_scorer, read_recipe
 from fintune.results.summary import print_result
 from fintune.results.verify import verified_result
 from fintune.scoring.label_scorer import LabelScorer
 from fintune.scoring.scorer import evaluate
 from fintune.training import tracking
 from fintune.training.checkpoints import lock_folder
+
+# what a run's figures keep when it is scored again
+OF_TRAINING = ("model", "training", "identity", "machine", "peak_memory_gib", "calibration", "files", "checkpoints")
+OF_TRAINING += ("guarantee",)  # of a cascade
 
 
 def main(argv: list[str]) -> None:
@@ -56,17 +60,12 @@ def trained_run(folder: Path, split: str, flags: list[str], base: Path | None) -
     recipe.name = trained["name"]
     machine.check_fits(trained["model"]["base"], recipe.run_args.min_gpu_gib, recipe.training_args.use_cpu)
     data = load_data(recipe.task, allow_sample=trained["data"]["source"] == "sample")
-    if trained["data"]["sha256"] != data.sha256:
-        raise UserError(
-            f"{folder}: trained on {trained['data']['source']} data {trained['data']['sha256'][:12]}, found now is "
-            f"{data.source} data {data.sha256[:12]}; set FINTUNE_DATA as it was, or train again"
-        )
+    check_data(folder, trained, data)
     scorer = load_scorer(folder, trained, recipe, base)
     metrics, predictions = evaluate(scorer, recipe.task, data, trained["calibration"]["temperature"], split)
 
     result = make_result(recipe, data, metrics, split)
-    for key in ("model", "training", "identity", "machine", "peak_memory_gib", "calibration", "files", "checkpoints"):
-        result[key] = trained.get(key)  # those of the training
+    result |= {key: trained[key] for key in OF_TRAINING if key in trained}
     save_result(folder, result, predictions, suffix)  # a run's own figures are those of its own recipe
     print_result(result, folder)
     tracking.log_result(recipe, result, predictions, evaluated=True)

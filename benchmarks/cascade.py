@@ -18,8 +18,8 @@ import numpy as np
 from fintune import machine
 from fintune.data.load import load_data
 from fintune.files import replace_block
-from fintune.results.cascade import Member, check_data, check_stages, scored
-from fintune.results.restore import read_recipe
+from fintune.results.cascade import Member, check_stages, scored
+from fintune.results.restore import check_data, read_recipe
 from fintune.results.runs import read_run
 from fintune.results.tables import commit_of, markdown_table
 from fintune.scoring.guarantee import NEVER, StageScores, choose, measured, stage_of

@@ -95,6 +95,7 @@ def test_a_cascade_is_a_run_like_any_other(runs, monkeypatch, capsys):
     again = json.loads((folder / "metrics.json").read_text())
     assert again["test"]["accuracy"] == result["test"]["accuracy"]
     assert again["test"]["cascade"] == found
+    assert again["guarantee"] == result["guarantee"]
     card = (folder / "README.md").read_text()
     assert "abstained" in card
     assert all(f"| {name} |" in card for name in found["answered_by"])

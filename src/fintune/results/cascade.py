@@ -11,7 +11,7 @@ from fintune.data.load import TaskData, inputs_of, load_data
 from fintune.errors import UserError
 from fintune.recipe.recipe import CascadeArguments, OutputArguments, Recipe
 from fintune.results.folder import make_result, save_run
-from fintune.results.restore import load_scorer, read_recipe
+from fintune.results.restore import check_data, load_scorer, read_recipe
 from fintune.results.summary import print_result
 from fintune.results.verify import CASCADE, fingerprint, verified_result
 from fintune.scoring.calibration import calibration_of
@@ -124,19 +124,6 @@ def check_stages(folders: list[Path]) -> list[dict]:
                     f"{folder}: has {what} than {folders[0]}; stages are runs of one task on the same rows"
                 )
     return results
-
-
-def check_data(folder: Path, result: dict, data: TaskData) -> None:
-    """
-    Raises:
-        UserError: the rows found now are not those of the run.
-    """
-    known = result["data"]
-    if known["sha256"] != data.sha256:
-        raise UserError(
-            f"{folder}: trained on {known['source']} data {known['sha256'][:12]}, found now is {data.source} data "
-            f"{data.sha256[:12]}; set FINTUNE_DATA as it was"
-        )
 
 
 def scored(folders: list[Path], results: list[dict], data: TaskData) -> list[Member]:

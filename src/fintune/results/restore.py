@@ -6,6 +6,7 @@ from pathlib import Path
 from transformers import AutoModelForSequenceClassification, TrainingArguments
 from trl import ModelConfig, SFTConfig
 
+from fintune.data.load import TaskData
 from fintune.errors import UserError
 from fintune.files import check_readable
 from fintune.model.embedding import load_embedder
@@ -37,6 +38,20 @@ def read_recipe(folder: Path, script: str, flags: list[str] = ()) -> Recipe:
     scoring = SCORING if script in ("train_sft.py", "train_cls.py") else SCORING[:2]  # the others have no bf16
     words = [str(folder / "recipe.yaml"), "--output_dir", str(folder), *scoring, *flags]
     return parse_recipe(words, *ARGUMENTS[script])
+
+
+def check_data(folder: Path, result: dict, data: TaskData) -> None:
+    """See that the rows found now are those that a run was trained on.
+
+    Raises:
+        UserError: they are others.
+    """
+    known = result["data"]
+    if known["sha256"] != data.sha256:
+        raise UserError(
+            f"{folder}: trained on {known['source']} data {known['sha256'][:12]}, found now is {data.source} data "
+            f"{data.sha256[:12]}; set FINTUNE_DATA as it was, or train again"
+        )
 
 
 def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None, base: Path | None = None) -> Scorer:
