@@ -3,10 +3,11 @@
     .venv/bin/python benchmarks/cascade.py topic/tfidf,topic/minilm-l6 sentiment/tfidf,sentiment/minilm-l6
 
 Each word names the runs of one task, below runs/. Scores their validation rows; writes docs/cascade.md, its figures
-and benchmarks/results/cascade.json.
+and benchmarks/results/cascade.json. Without a word, page and figures are written anew from that file.
 """
 
 import argparse
+import json
 import sys
 from pathlib import Path
 
@@ -20,7 +21,7 @@ from fintune.data.load import load_data
 from fintune.files import replace_block
 from fintune.results.cascade import Member, check_stages, scored
 from fintune.results.restore import check_data, read_recipe
-from fintune.results.runs import read_run
+from fintune.results.runs import machine_of, read_run
 from fintune.results.tables import commit_of, markdown_table
 from fintune.scoring.guarantee import NEVER, StageScores, choose, measured, stage_of
 from fintune.scoring.metrics import accuracy_interval
@@ -34,14 +35,15 @@ BOUNDS, CONFIDENCE, SPLITS = (0.02, 0.05, 0.1), 0.9, 200
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("runs", nargs="+", help="runs of one task, such as topic/tfidf,topic/minilm-l6")
+    parser.add_argument("runs", nargs="*", help="runs of one task, such as topic/tfidf,topic/minilm-l6")
     args = parser.parse_args()
-    found = [of_task([Path("runs", name) for name in names.split(",")]) for names in args.runs]
-    report = {"machine": machine.description(), "confidence": CONFIDENCE, "tasks": found}
-    measure.save(report, "cascade")
-    lines = [f"On {machine_name(report['machine'])}, commit {commit_of(report['machine'])}"]
+    if args.runs:
+        found = [of_task([Path("runs", name) for name in names.split(",")]) for names in args.runs]
+        measure.save({"machine": machine.description(), "confidence": CONFIDENCE, "tasks": found}, "cascade")
+    report = json.loads((measure.RESULTS / "cascade.json").read_text(encoding="utf-8"))
+    lines = [f"On {machine_of(report)}, commit {commit_of(report['machine'])}"]
     lines[0] += " ([JSON](../benchmarks/results/cascade.json))."
-    for task in found:
+    for task in report["tasks"]:
         lines += ["", *table(task)]
         draw(task, measure.ROOT / f"docs/cascade-{task['task']}.png")
     replace_block(measure.ROOT / "docs/cascade.md", "cascade", "\n".join(lines))
@@ -132,7 +134,7 @@ def machine_name(described: dict) -> str:
 def table(task: dict) -> list[str]:
     names = [one["name"] for one in task["alone"]]
     headers = ["", *(f"{name} answers" for name in names), "abstained", "wrong of what is labelled (95 %)"]
-    headers += ["rows/s", "hours a million", "times the slowest", "missed"]
+    headers += ["rows/s", "hours a million", "times as fast", "missed"]
     rows = []
     for one in task["alone"]:
         rows.append([f"{one['name']} alone", *("100 %" if name == one["name"] else "" for name in names), "0 %"])
@@ -162,7 +164,8 @@ def table(task: dict) -> list[str]:
 def measures(one: dict) -> list[str]:
     low, high = one["interval"]
     hours = one["seconds"] * 1e6 / 3600
-    return [f"{one['error']:.4f} ({low:.4f} to {high:.4f})", f"{1 / one['seconds']:,.1f}", f"{hours:.2g}"]
+    cost = f"{hours:,.0f}" if hours >= 10 else f"{hours:.2g}"
+    return [f"{one['error']:.4f} ({low:.4f} to {high:.4f})", f"{1 / one['seconds']:,.1f}", cost]
 
 
 def draw(task: dict, path: Path) -> None:
