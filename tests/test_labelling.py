@@ -186,6 +186,7 @@ FOREIGN = {
     "shards alone": {"out.csv.parts/00000000.rows": "7,planted,Up,1,1,0,0,False,\n"},
     "another manifest": {"out.csv.parts/manifest.json": '{"name": "an extension"}'},
     "no manifest": {"out.csv.parts/manifest.json": "[half"},
+    "brackets": {"out.csv.parts/manifest.json": "[" * 100_000},
     "another lock": {"out.csv.parts/lock": "pid 7"},
     "a file": {"out.csv.parts": "mine"},
     "rejected lines": {"out.csv.rejected.jsonl": "mine"},

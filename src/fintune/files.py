@@ -159,5 +159,5 @@ def _saved_names(folder: Path) -> set[str]:
     """Names of the files that a folder's metrics.json lists."""
     try:
         return set(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError):  # none, or one without files
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or one without files
         return set()

@@ -103,7 +103,7 @@ class Parts:
         try:
             record = json.loads(self.shard(number, "json").read_text(encoding="utf-8"))
             return record == self._record(number, kept, lost)
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return False
 
     def shard(self, number: int, kind: str) -> Path:
@@ -170,7 +170,7 @@ class Parts:
                 held = [path for path in self.folder.iterdir() if path.name != "lock" or path.stat().st_size]
             if {path.name for path in held} <= {"manifest.json.part"}:  # killed as it began or ended
                 return {}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             pass
         raise UserError(
             f"{self.folder}: holds no manifest of `fintune predict`, so nothing in it is touched; move it away, or "

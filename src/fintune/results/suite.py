@@ -140,7 +140,7 @@ def finished(folder: Path, expected: dict) -> str | None:
     try:
         result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
         found, accuracy = result["identity"], result["test"]["accuracy"]
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     if found != expected:
         return None

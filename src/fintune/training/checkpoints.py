@@ -182,7 +182,7 @@ def unfinished(folder: Path) -> list[Path]:
     """Complete checkpoints that the result in the folder, if there is one, does not list as its own, newest first."""
     try:
         own = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["checkpoints"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         own = ()
     return [folder / name for name, manifest in finished_checkpoints(folder).items() if (name, manifest) not in own]
 
@@ -200,7 +200,7 @@ def _fault(path: Path) -> str | None:
         content["identity"].items()
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so its saving was interrupted"
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         return f"its {MANIFEST} is not what was saved"
     for name, what in faults(path, saved):
         return f"{name} is {what}"

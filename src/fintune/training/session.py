@@ -101,7 +101,7 @@ def say_replaced(path: Path) -> None:
     Args:
         path: of a metrics.json.
     """
-    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or nothing that could be lost
+    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or nothing that could be lost
         older = json.loads(path.read_text(encoding="utf-8"))
         accuracy = older[older["split"]]["accuracy"]
         print(f"{path}: holds an older result, {older['split']} accuracy {accuracy:.4f}, which this run replaces")

@@ -81,7 +81,7 @@ def logged_as(folder: Path) -> dict | None:
     try:
         kept = json.loads((folder / ID_FILE).read_text(encoding="utf-8"))
         return {key: str(kept[key]) for key in ("id", "name", "group")}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 
