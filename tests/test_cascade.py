@@ -91,6 +91,8 @@ def test_a_cascade_is_a_run_like_any_other(runs, monkeypatch, capsys):
     assert found["error"] <= 0.1
     assert sum(found["answered_by"].values()) + found["abstained"] == pytest.approx(1)
     assert result["guarantee"]["p_value"] <= 0.1
+    said = capsys.readouterr().out
+    assert "labelled by " in said and "at most 0.1 with a probability of 0.9, as tested on 228 validation rows" in said
     script("evaluate").main([str(folder.relative_to(runs))])
     again = json.loads((folder / "metrics.json").read_text())
     assert again["test"]["accuracy"] == result["test"]["accuracy"]

@@ -36,7 +36,7 @@ def print_result(result: dict, folder: Path) -> None:
     table.add_row("log-loss, nats", f"{test['log_loss']:.4f}", "")
     table.add_row("rows per second", f"{test['rows_per_second']:,.0f}", "")
     console().print(table)
-    for line in [*weak_classes(test["per_class"]), *advice(result)]:
+    for line in [*of_cascade(result), *weak_classes(test["per_class"]), *advice(result)]:
         print(line)
     print(f"run: {folder}")
     if result["training"] is not None:
@@ -61,6 +61,24 @@ def verdict(accuracy: float, other: dict) -> str:
         return f"no real difference (p {other['p']:.2f})"
     p = "< 0.0001" if other["p"] < 1e-4 else f"{other['p']:.4f}"
     return f"this run is {'better' if accuracy > other['accuracy'] else 'worse'} (p {p})"
+
+
+def of_cascade(result: dict) -> list[str]:
+    """Who labelled how much in a cascade, how much of that is wrong, and what is guaranteed; none for other runs."""
+    found, promised = result[result["split"]].get("cascade"), result.get("guarantee")
+    if not found:
+        return []
+    shares = ", ".join(f"{name} {share:.1%}" for name, share in found["answered_by"].items())
+    lines = [f"labelled by {shares}; abstained {found['abstained']:.1%}"]
+    if found["error"] is not None:
+        low, high = found["error_interval"]
+        lines += [f"wrong of what is labelled: {found['error']:.4f} (95 % interval {low:.4f} to {high:.4f})"]
+    if promised:
+        lines[-1] += (
+            f"; at most {promised['max_error']:g} with a probability of {promised['confidence']:g}, as tested on "
+            f"{promised['tested_on']:,} validation rows"
+        )
+    return lines
 
 
 def weak_classes(per_class: dict) -> list[str]:
