@@ -82,6 +82,17 @@ def test_an_instruction_without_room_is_refused(toy):
         Prompt(task, prompt.tokenizer, 30)
 
 
+@pytest.mark.parametrize(
+    "template", ["{% for message in messages %}", "{{ raise_exception('no') }}", "{{ messages.x.y }}"]
+)
+def test_a_chat_template_that_fails_is_refused_in_one_line(toy, template):
+    task, _, prompt, _ = toy
+    prompt.tokenizer.chat_template = template
+    with pytest.raises(UserError, match=r"its chat template fails .* name another in `chat_template_path`") as error:
+        Prompt(task, prompt.tokenizer, 120)
+    assert "\n" not in str(error.value)
+
+
 def test_pad_equal_to_end_is_refused(toy):
     task, _, prompt, _ = toy
     prompt.tokenizer.pad_token = prompt.tokenizer.eos_token

@@ -36,8 +36,9 @@ class Prompt:
             max_length: tokens of prompt, longest label and end token together; longer texts are truncated.
 
         Raises:
-            UserError: the template has no `{{ text }}` or uses other columns than the task's, the tokenizer has no
-                usable end, a label cannot be told apart, or the instruction alone is longer than `max_length`.
+            UserError: the template has no `{{ text }}` or uses other columns than the task's, the tokenizer's chat
+                template fails, it has no usable end, a label cannot be told apart, or the instruction alone is longer
+                than `max_length`.
         """
         self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
         self.truncated_texts = 0
@@ -52,9 +53,15 @@ class Prompt:
         control = {*tokenizer.chat_control_tokens, *tokenizer.all_special_tokens}
         self._control = re.compile(f"({'|'.join(map(re.escape, sorted(control, key=len, reverse=True)))})")
         self.label_ids = [[*self._ids_of(name), tokenizer.eos_token_id] for name in task.names]
-        self._check_labels()
         self._frame = lru_cache(4096)(lambda columns: len(self._render([as_input("", dict(columns))])[0]))
-        frame = self._frame(tuple((name, "") for name in task.columns))
+        try:
+            self._check_labels()
+            frame = self._frame(tuple((name, "") for name in task.columns))
+        except jinja2.TemplateError as error:
+            raise UserError(
+                f"{tokenizer.name_or_path}: its chat template fails ({type(error).__name__}: {error}); fix it, or "
+                "name another in `chat_template_path`"
+            ) from error
         self._longest_label = max(map(len, self.label_ids))
         self._room = max_length - self._longest_label
         if frame + self._longest_label >= max_length:
