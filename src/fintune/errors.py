@@ -56,9 +56,7 @@ class Stopped(Exception):
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Run a `main` on the command line and exit with what it returns or 0, 2 (`UserError`) or 128 + signal."""
     _prepare_streams()
-    if (
-        os.path.expanduser("~") == "~"
-    ):  # an unknown user without HOME: libraries would raise, or make a folder called ~
+    if os.path.expanduser("~") == "~":  # an unknown user without HOME: libraries would raise, or make a folder ~
         os.environ["HOME"] = "/nonexistent"
     quiet_libraries()
     if "TORCHELASTIC_RUN_ID" in os.environ and os.environ.get("RANK") != "0":

@@ -28,6 +28,19 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     part.replace(path)
 
 
+def read_json(path: Path) -> object:
+    """What a JSON file holds.
+
+    Raises:
+        ValueError: it is not JSON in UTF-8, or is nested too deep to be any file of ours.
+        OSError: it cannot be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError(str(error)) from error
+
+
 def write_json(path: Path, content: object) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
@@ -158,6 +171,6 @@ def finish_move(folder: Path) -> None:
 def _saved_names(folder: Path) -> set[str]:
     """Names of the files that a folder's metrics.json lists."""
     try:
-        return set(json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or one without files
+        return set(read_json(folder / "metrics.json")["files"])
+    except (OSError, ValueError, KeyError, TypeError):  # none, or one without files
         return set()

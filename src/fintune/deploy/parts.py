@@ -10,7 +10,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from fintune.errors import UserError
-from fintune.files import check_writable, sha256, write_json, write_whole
+from fintune.files import check_writable, read_json, sha256, write_json, write_whole
 
 KEYS = {"input", "run", "options", "shard"}  # of a manifest, by which it is known as one
 NAMES = re.compile(r"(\d{8}\.(rows|rejected|json)|output|rejected\.jsonl|scores\.sqlite(-journal)?)(\.part)?")
@@ -101,9 +101,9 @@ class Parts:
     def has_shard(self, number: int, kept: int, lost: int) -> bool:
         """Whether a shard was written by this labelling, of so many rows, and is as it was written."""
         try:
-            record = json.loads(self.shard(number, "json").read_text(encoding="utf-8"))
+            record = read_json(self.shard(number, "json"))
             return record == self._record(number, kept, lost)
-        except (FileNotFoundError, ValueError, RecursionError):
+        except (FileNotFoundError, ValueError):
             return False
 
     def shard(self, number: int, kind: str) -> Path:
@@ -161,7 +161,7 @@ class Parts:
     def _read(self) -> dict:
         """The manifest; empty where there is neither one nor anything else."""
         try:
-            manifest = json.loads(self._manifest.read_text(encoding="utf-8"))
+            manifest = read_json(self._manifest)
             if manifest.keys() >= KEYS:
                 return manifest
         except FileNotFoundError:
@@ -170,7 +170,7 @@ class Parts:
                 held = [path for path in self.folder.iterdir() if path.name != "lock" or path.stat().st_size]
             if {path.name for path in held} <= {"manifest.json.part"}:  # killed as it began or ended
                 return {}
-        except (OSError, ValueError, AttributeError, RecursionError):
+        except (OSError, ValueError, AttributeError):
             pass
         raise UserError(
             f"{self.folder}: holds no manifest of `fintune predict`, so nothing in it is touched; move it away, or "

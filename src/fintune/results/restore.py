@@ -70,8 +70,12 @@ def load_scorer(folder: Path, result: dict, recipe: Recipe | None = None, base: 
     stands_on_base = result["script"] == "train_sft.py" or getattr(recipe.run_args, "linear_model", "") == "embedding"
     if base is not None and not stands_on_base:
         raise UserError(f"--base {base}: {folder} holds its whole model; leave it out")
-    loaders = {"train_sft.py": _label_scorer, "train_cls.py": _encoder_scorer, "train_linear.py": _linear_scorer}
-    loaders[CASCADE] = _cascade_scorer
+    loaders = {
+        "train_sft.py": _label_scorer,
+        "train_cls.py": _encoder_scorer,
+        "train_linear.py": _linear_scorer,
+        CASCADE: _cascade_scorer,
+    }
     return loaders[result["script"]](folder, recipe, result, *[base] * stands_on_base)
 
 

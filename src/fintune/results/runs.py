@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from fintune.errors import UserError
-from fintune.files import finish_move
+from fintune.files import finish_move, read_json
 from fintune.results.verify import SCHEMA
 
 RUN_FILES = {"metrics.json", "recipe.yaml", "predictions.jsonl", ".lock"}  # one of them tells a run's folder
@@ -187,10 +187,10 @@ def read_run(folder: Path, where: str) -> Run:
 
 def _read_json(path: Path) -> object:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except OSError as error:
         raise _Unreadable(f"{path.name} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise _Unreadable(f"{path.name} is not valid JSON ({error}); train the run again") from error
 
 

@@ -1,6 +1,5 @@
 """The suite of baselines: what must be known of each before it trains: can it run here, and is it finished?"""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HTTPError, Lo
 from fintune import machine
 from fintune.data.load import TaskData
 from fintune.errors import UserError
-from fintune.files import finish_move
+from fintune.files import finish_move, read_json
 from fintune.model.wheel import find_model, weights_of
 from fintune.recipe.identity import identity
 from fintune.recipe.layers import TINY, read_layer
@@ -138,9 +137,9 @@ def finished(folder: Path, expected: dict) -> str | None:
     """A message when a folder holds the result of a run with the expected identity; None when it must run."""
     finish_move(folder)
     try:
-        result = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
+        result = read_json(folder / "metrics.json")
         found, accuracy = result["identity"], result["test"]["accuracy"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
     if found != expected:
         return None

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from fintune.errors import UserError, in_words
-from fintune.files import faults, finish_move
+from fintune.files import faults, finish_move, read_json
 
 CASCADE = "fintune cascade"  # where other runs have the script that trained them
 SCHEMA = 2  # of metrics.json; a run of another one is refused
@@ -37,10 +37,10 @@ def read_result(folder: Path) -> dict:
         )
     path = folder / "metrics.json"
     try:
-        result = json.loads(path.read_text(encoding="utf-8"))
+        result = read_json(path)
     except OSError as error:
         raise UserError(in_words(error, path)) from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise UserError(f"{path}: not valid JSON ({error}); train the run again") from error
     schema = result.get("schema") if isinstance(result, dict) else None
     if schema != SCHEMA:

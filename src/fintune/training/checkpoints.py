@@ -1,6 +1,5 @@
 """Checkpoints that count only when complete, and a run that stops on a signal without losing a step."""
 
-import json
 import re
 import shutil
 import signal
@@ -16,7 +15,7 @@ from transformers import Trainer, TrainerCallback
 from transformers.integrations.neftune import deactivate_neftune
 
 from fintune.errors import Stopped, UserError, in_words
-from fintune.files import check_writable, faults, finish_move, hashes, modes_of_umask, sha256, write_json
+from fintune.files import check_writable, faults, finish_move, hashes, modes_of_umask, read_json, sha256, write_json
 from fintune.recipe.identity import differences
 
 MANIFEST = "manifest.json"
@@ -153,7 +152,7 @@ def checkpoint_to_resume(folder: Path, wanted: str | None, identity: dict) -> st
         if fault:
             print(f"resume: {path} is skipped: {fault}")
             continue
-        before = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["identity"]
+        before = read_json(path / MANIFEST)["identity"]
         if changed := differences(before, identity):
             key = changed[0]
             raise UserError(
@@ -170,7 +169,7 @@ def seconds_until(checkpoint: str | None) -> float:
     """Training time, in all parts of its run, that a checkpoint holds; what came after the last one is lost."""
     if checkpoint is None:
         return 0.0
-    return json.loads((Path(checkpoint) / MANIFEST).read_text(encoding="utf-8")).get("seconds", 0.0)
+    return read_json(Path(checkpoint) / MANIFEST).get("seconds", 0.0)
 
 
 def finished_checkpoints(folder: Path) -> dict[str, str]:
@@ -181,8 +180,8 @@ def finished_checkpoints(folder: Path) -> dict[str, str]:
 def unfinished(folder: Path) -> list[Path]:
     """Complete checkpoints that the result in the folder, if there is one, does not list as its own, newest first."""
     try:
-        own = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))["checkpoints"].items()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        own = read_json(folder / "metrics.json")["checkpoints"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         own = ()
     return [folder / name for name, manifest in finished_checkpoints(folder).items() if (name, manifest) not in own]
 
@@ -195,12 +194,12 @@ def _checkpoints(folder: Path) -> list[Path]:
 
 def _fault(path: Path) -> str | None:
     try:
-        content = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        content = read_json(path / MANIFEST)
         saved = {str(name): str(expected) for name, expected in content["sha256"].items()}
         content["identity"].items()
     except FileNotFoundError:
         return f"it has no {MANIFEST}, so its saving was interrupted"
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+    except (ValueError, TypeError, KeyError, AttributeError):
         return f"its {MANIFEST} is not what was saved"
     for name, what in faults(path, saved):
         return f"{name} is {what}"

@@ -1,6 +1,5 @@
 """What the training scripts do around their method: guards before it, and a training that survives a signal."""
 
-import json
 import math
 from contextlib import suppress
 from pathlib import Path
@@ -13,7 +12,7 @@ from fintune import machine
 from fintune.data import audit
 from fintune.data.load import TaskData
 from fintune.errors import UserError
-from fintune.files import check_writable
+from fintune.files import check_writable, read_json
 from fintune.model.load import is_sharded
 from fintune.recipe.recipe import Recipe
 from fintune.training import tracking
@@ -101,8 +100,8 @@ def say_replaced(path: Path) -> None:
     Args:
         path: of a metrics.json.
     """
-    with suppress(OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or nothing that could be lost
-        older = json.loads(path.read_text(encoding="utf-8"))
+    with suppress(OSError, ValueError, KeyError, TypeError):  # none, or nothing that could be lost
+        older = read_json(path)
         accuracy = older[older["split"]]["accuracy"]
         print(f"{path}: holds an older result, {older['split']} accuracy {accuracy:.4f}, which this run replaces")
 

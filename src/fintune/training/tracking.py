@@ -2,7 +2,6 @@
 
 import atexit
 import hashlib
-import json
 import netrc
 import os
 import threading
@@ -17,7 +16,7 @@ import wandb
 from transformers import Trainer
 from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-from fintune.files import write_json
+from fintune.files import read_json, write_json
 from fintune.machine import reachable
 from fintune.recipe.recipe import Recipe, dump_recipe
 from fintune.scoring.curves import reliability
@@ -79,9 +78,9 @@ def _run_name(name: str, flags: dict) -> str:
 def logged_as(folder: Path) -> dict | None:
     """id, name and group of the W&B run of a run's folder; None where it has none."""
     try:
-        kept = json.loads((folder / ID_FILE).read_text(encoding="utf-8"))
+        kept = read_json(folder / ID_FILE)
         return {key: str(kept[key]) for key in ("id", "name", "group")}
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (OSError, ValueError, KeyError, TypeError):
         return None
 
 
