@@ -22,7 +22,7 @@ BERT = str(ROOT / "configs/baselines/bert-base.yaml")
 # what a value of each kind becomes, for a key to differ from its default
 OTHER = {"eval_do_concat_batches": "false", "remove_unused_columns": "false", "lora_task_type": "SEQ_CLS"}
 OTHER |= {"hub_strategy": "end", "packing_strategy": "wrapped", "truncation_mode": "keep_end", "loss_type": "dft"}
-OTHER |= {"dataset_num_proc": "4", "pad_to_multiple_of": "8", "router_aux_loss_coef": "0.1", "local_rank": "3"}
+OTHER |= {"dataset_num_proc": "4", "pad_to_multiple_of": "8", "local_rank": "3"}
 OTHER |= {"include_for_metrics": "[loss]", "label_names": "[label]", "model_init_kwargs": "{use_cache: false}"}
 OTHER |= {"parallelism_config": "{tp_size: 2}", "dataset_kwargs": "{skip_prepare_dataset: false}"}
 OTHER |= {"liger_kernel_config": "{rope: true}", "dataset_text_field": "title", "length_column_name": "size"}
@@ -57,7 +57,7 @@ def test_a_refused_flag_is_the_command_lines_and_a_default_asks_for_nothing():
         sft("--no_remove_unused_columns")
     Path("over.yaml").write_text("packing: false\ndataset_text_field: text\nrouter_aux_loss_coef: 0\ndo_train: null\n")
     assert sft("--loss_type", "chunked_nll", layers=("small.yaml", "over.yaml"))
-    for key, value in (("loss_type", "dft"), ("pad_to_multiple_of", "8"), ("router_aux_loss_coef", "0.1")):
+    for key, value in (("loss_type", "dft"), ("pad_to_multiple_of", "8")):
         assert str(getattr(sft("--batching", "padded", f"--{key}", value).training_args, key)) == value
 
 
@@ -147,7 +147,7 @@ def test_every_key_is_refused_or_read():
         "max_length",
         "pad_token",
     }  # read by fintune
-    theirs = {"activation_offloading", *refused.SHARED_PREFIX}  # of SFTTrainer's steps
+    theirs = {"activation_offloading", "router_aux_loss_coef", *refused.SHARED_PREFIX}  # of SFTTrainer's steps
     of_sft = {field.name for field in dataclasses.fields(SFTConfig)}
     of_trainer = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert of_sft - of_trainer == ours | theirs | (refused.SFT.keys() - of_trainer - {"lora_task_type"})

@@ -69,7 +69,8 @@ def misfit(
     except Exception as error:
         raise UserError(
             f"{model.config.name_or_path}: its own forward fails with attention {model.config._attn_implementation}: "
-            f"{_line(error)}; set another `attn_implementation`, such as eager, or take another model"
+            f"{_line(error)}; set another `attn_implementation`, such as eager"
+            f"{', or other `lora_target_modules`' if hasattr(model, 'peft_config') else ''}, or take another model"
         ) from error
     try:
         found, why = fast(), None
