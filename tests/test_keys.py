@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -210,3 +212,30 @@ def test_a_tiny_model_that_cannot_be_is_refused(stated, message):
     Path("over.yaml").write_text(f"tiny_config: {stated}\n")
     with pytest.raises(UserError, match=message):
         script("train_sft").main(["data/toy.yaml", "small.yaml", "over.yaml", *SMALL])
+
+
+@pytest.mark.parametrize(
+    "flag", ["seed", "learning_rate", "lora_r", "output_dir", "per_device_eval_batch_size", "bf16"]
+)
+def test_an_evaluation_refuses_flags_that_it_does_not_read(flag, run_dir):
+    for words in ([str(run_dir)], ["some/model", "--task", "data/toy.yaml"]):
+        with pytest.raises(
+            UserError, match=rf"^command line: --{flag} changes nothing in an evaluation, .*, max_length"
+        ):
+            script("evaluate").main([*words, f"--{flag}", "7"])
+    assert not list(run_dir.glob("*-flags*"))
+
+
+def test_an_evaluation_of_a_model_without_a_trainer_refuses_its_keys_too():
+    recipe = str(ROOT / "configs/baselines/tfidf.yaml")
+    script("train_linear").main(["data/toy.yaml", recipe, "--report_to", "none"])
+    with pytest.raises(UserError, match=r"--ngram_max changes nothing in an evaluation"):
+        script("evaluate").main(["runs/toy/tfidf", "--ngram_max", "3"])
+
+
+def test_an_evaluation_reads_what_it_takes(run_dir, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "runs/toy/copy")
+    script("evaluate").main([str(run), "--max_length", "50", "--dtype", "bfloat16", "--report_to", "none"])
+    whole, cut = (json.loads((run / f"metrics{end}.json").read_text()) for end in ("", "-flags"))
+    assert cut["test"]["log_loss"] != whole["test"]["log_loss"]
+    assert (cut["identity"], cut["model"]) == (whole["identity"], whole["model"])
