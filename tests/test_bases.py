@@ -2,6 +2,7 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from bases import BASES, ENCODERS, EXPERTS, HEAD, one_label_at_a_time, random_base, random_encoder, shake
 from conftest import COMPANIES, SMALL, TEXTS, script
 from peft import LoraConfig, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, GPT2Config
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, GPT2Config, XLNetConfig
 from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from fintune.cli import command
@@ -17,6 +18,7 @@ from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
 from fintune.model import plain
 from fintune.model.adapter import new_adapter
+from fintune.model.encoder import EncoderInput
 from fintune.model.load import merged
 from fintune.model.plain import FITS
 from fintune.model.prompt import IGNORE
@@ -309,6 +311,39 @@ def check_answers(folder, capsys) -> None:
     assert AutoTokenizer.from_pretrained(folder / "exported").get_vocab() == prompt.tokenizer.get_vocab()
     scores = one_label_at_a_time(model, prompt, [row["text"] for row in rows]) / classifier.calibration["temperature"]
     np.testing.assert_allclose(torch.tensor(scores).softmax(-1).numpy(), recorded, atol=1e-4)
+
+
+def test_a_length_that_a_base_has_no_positions_for_is_refused_before_training(toy, tmp_path):
+    """RoBERTa counts from its padding token on, so that it reads fewer than its config has; GPT-2 learns positions."""
+    _, data, prompt, _ = toy
+    row = prompt.training_rows(data.splits["train"])[0]["input_ids"]
+    roberta, encoder = random_encoder("roberta", ["profit rose"])
+    ids = encoder.encode(["profit rose"])[0]
+    state = torch.get_rng_state()
+    plain.check_longest(roberta, ids, 127)
+    assert torch.equal(torch.get_rng_state(), state)  # though there was dropout
+    with pytest.raises(UserError, match=r"its forward fails on 128 tokens, which `max_length` allows \(.*; lower it"):
+        plain.check_longest(roberta, ids, 128)
+    config = GPT2Config(vocab_size=len(prompt.tokenizer), n_embd=32, n_head=2, n_layer=2, n_positions=100)
+    config.eos_token_id, config.bos_token_id = prompt.tokenizer.eos_token_id, None
+    model = AutoModelForCausalLM.from_config(config).eval()
+    plain.check_longest(model, row, 100, use_cache=False)
+    assert not model.training
+    model.save_pretrained(tmp_path / "gpt2")
+    prompt.tokenizer.save_pretrained(tmp_path / "gpt2")
+    flags = ["--model_name_or_path", str(tmp_path / "gpt2"), "--lora_modules_to_save", "wte"]
+    for length, fails in (("101", True), ("100", False)):
+        words = ["data/toy.yaml", "small.yaml", *SMALL, *flags, "--output_dir", "run", "--max_length", length]
+        words += ["--lora_target_modules", "c_attn"]
+        with pytest.raises(UserError, match="fails on 101 tokens") if fails else nullcontext():
+            script("train_sft").main(words)
+
+
+def test_an_encoder_without_a_bound_of_positions_is_read():
+    config = XLNetConfig(vocab_size=50, d_model=16, n_layer=1, n_head=2, d_inner=16, pad_token_id=0)
+    tokenizer = random_encoder("bert", ["profit rose"])[1].tokenizer
+    assert config.max_position_embeddings == -1
+    assert EncoderInput(tokenizer, config, 128).encode(["profit " * 200])[0][-1] == tokenizer.sep_token_id
 
 
 @pytest.mark.parametrize("name", ENCODERS)

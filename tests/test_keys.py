@@ -215,7 +215,7 @@ def test_a_tiny_model_that_cannot_be_is_refused(stated, message):
 
 
 @pytest.mark.parametrize(
-    "flag", ["seed", "learning_rate", "lora_r", "output_dir", "per_device_eval_batch_size", "bf16"]
+    "flag", ["seed", "learning_rate", "lora_r", "output_dir", "per_device_eval_batch_size", "lora_alpha"]
 )
 def test_an_evaluation_refuses_flags_that_it_does_not_read(flag, run_dir):
     for words in ([str(run_dir)], ["some/model", "--task", "data/toy.yaml"]):

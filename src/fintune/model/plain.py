@@ -93,6 +93,30 @@ def misfit(
     return why or f"{largest:.2g} nats off, where rounding explains {may:.2g}"  # also NaN
 
 
+def check_longest(model: PreTrainedModel, row: list[int], length: int, **settings) -> None:
+    """Refuse a model that cannot be trained on so many tokens, such as one that has fewer positions.
+
+    Args:
+        row: token ids of a text; its first one fills the row up.
+        settings: of the forward.
+
+    Raises:
+        UserError: the forward fails.
+    """
+    ids, training = torch.tensor([[*row[:1] * (length - len(row)), *row]], device=model.device), model.training
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            model.train()(input_ids=ids, **settings)
+        model.train(training)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{model.config.name_or_path}: its forward fails on {length} tokens, which `max_length` allows "
+            f"({_line(error)}); lower it, or take another model"
+        ) from error
+
+
 def _seen_ahead(model: PreTrainedModel, prompt: list[int]) -> float:
     """What seeing a prompt's second half changes in the log-likelihood of its first token: 0 in a causal model."""
     half = len(prompt) // 2
