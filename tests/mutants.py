@@ -24,6 +24,20 @@ MUTANTS = [
         "tests/test_end_to_end.py",
     ),
     (
+        "fast paths compared before the adapter is on",
+        "train_sft.py",
+        "choose_trainer(collator, model, train_dataset",
+        "choose_trainer(collator, model.unload(), train_dataset",
+        "tests/test_bases.py",
+    ),
+    (
+        "the routers' loss lost with a shared line",
+        "src/fintune/training/own_forward.py",
+        "    if collator and router:\n        why",
+        "    if False:\n        why",
+        "tests/test_bases.py",
+    ),
+    (
         "end token dropped from the labels",
         "src/fintune/model/prompt.py",
         '"labels": [IGNORE] * len(text_ids) + label_ids}',
