@@ -24,10 +24,10 @@ MUTANTS = [
         "tests/test_end_to_end.py",
     ),
     (
-        "fast paths compared before the adapter is on",
-        "train_sft.py",
-        "choose_trainer(collator, model, train_dataset",
-        "choose_trainer(collator, model.unload(), train_dataset",
+        "fast paths compared without the adapter",
+        "src/fintune/training/own_forward.py",
+        "model.get_base_model() if isinstance(model, PeftModel)",
+        '__import__("copy").deepcopy(model).unload() if isinstance(model, PeftModel)',
         "tests/test_bases.py",
     ),
     (
