@@ -94,6 +94,15 @@ def test_an_adapter_that_peft_does_not_have_is_refused_in_one_line(targets, more
     assert "\n" not in str(caught.value)
 
 
+def test_the_seed_alone_draws_an_adapter():
+    model_args, drawn = ModelConfig(use_peft=True, lora_target_modules=["q_proj"]), []
+    for seed in (1, 1, 2):
+        torch.rand(5)  # as whatever came before may draw
+        model = new_adapter(base_model("llama"), model_args, SFTConfig("out", use_cpu=True, bf16=False, seed=seed))
+        drawn.append(next(weights for name, weights in model.named_parameters() if "lora_A" in name))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
+
+
 def test_names_patterns_and_all_linear_are_taken():
     from peft import get_peft_model
 
