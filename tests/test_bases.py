@@ -62,7 +62,8 @@ def test_the_loss_is_that_of_separate_rows(toy, tmp_path, name, batching, capsys
     _, data, prompt, _ = toy
     model = random_base(name, prompt.tokenizer)
     dataset = prompt.training_rows(data.splits["train"])
-    trainer_class, collator = choose_trainer(SharedPrefixCollator.of(batching, dataset), model, dataset)
+    collator = SharedPrefixCollator.of(batching, dataset)
+    trainer_class, collator = choose_trainer(collator, model, dataset, router_aux_loss_coef=0.0)
     own = trainer_class is OwnForwardTrainer
     assert [" does not fit" in line for line in capsys.readouterr().out.splitlines()] == [True] * own
     assert own == (name in NOT_BY_TRL) if batching == "padded" else own or "window 32" not in name

@@ -96,7 +96,7 @@ def test_a_chat_template_that_fails_is_refused_in_one_line(toy, template):
 
 
 @pytest.mark.parametrize(
-    "form", ["%d %b %Y", "%-d %B", "%h %d", "%-I %p", "%Y-%m-%dT%H:%M:%S.%fZ", "%H:%M%z %Z", "%-j"]
+    "form", ["%d %b %Y", "%-d %B", "%h %d", "%-I %p", "%Y-%m-%dT%H:%M:%S.%fZ", "%H:%M%z %Z", "%-H h %-M"]
 )
 def test_a_chat_template_is_given_a_date_in_the_form_that_it_asks_for(toy, form):
     tokenizer, midnight = toy[2].tokenizer, datetime.combine(date.today(), time())
