@@ -51,18 +51,20 @@ def read_recipe(folder: Path, script: str, flags: list[str] = ()) -> Recipe:
     return parse_recipe(words, *ARGUMENTS[script])
 
 
-def check_flags(script: str, flags: list[str]) -> None:
+def check_flags(recipe: Recipe, script: str, flags: list[str]) -> None:
     """Refuse flags that scoring does not read: those of training and of the output.
 
     Args:
+        recipe: with the flags; one that says again what holds for scoring (`--bf16 false`) asks for nothing.
         script: that trained the model, or would.
 
     Raises:
         UserError: names the flag and those that are read.
     """
     read = READ | (READ_BY_DECODER if script == "train_sft.py" else set())
+    off = set() if getattr(recipe.training_args, "bf16", True) else {"--bf16"}
     for flag in (word.split("=")[0] for word in flags if word.startswith("--")):
-        if flag[2:] not in read:
+        if flag[2:] not in read and flag not in off:
             raise UserError(
                 f"command line: {flag} changes nothing in an evaluation, which reads {', '.join(sorted(read))}"
             )
