@@ -15,6 +15,9 @@ SIGN = regex.compile(rf"([[\p{{Sm}}\p{{Sc}}\p{{So}}]--[{IDLE}]])", regex.VERSION
 NOT_SAID = regex.compile(r"[^\p{L}\p{M}\p{N}\p{Sm}\p{Sc}\p{So}]|[\ufe00-\ufe0f" + IDLE + "]")
 NOT_WORD = regex.compile(r"(?:[^\p{L}\p{M}\p{N}]|[\ufe00-\ufe0f])+")  # marks are vowels in Hindi; not U+FE0F
 NOT_ASCII_WORD = re.compile(r"[\W_]+")
+UNSEEN = regex.compile(r"[\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}]")  # zero-width, of direction or control
+ENDS = regex.compile(r"^[\s\p{Cc}\p{Cf}]+|[\s\p{Cc}\p{Cf}]+$")
+WHOLE = re.compile(r"(-?\d+)\.0+")  # a number that is no fraction, as pandas writes it
 DIGITS = re.compile(r"\d+")
 # a letter with its marks, of a script that puts no spaces between words
 UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*)")
@@ -63,6 +66,18 @@ def pieces(text: str, mask_digits: bool) -> str:
     if not words.isascii():
         words = " ".join(UNSPACED.sub(r" \1 ", words).split())
     return (DIGITS.sub("0", words) if mask_digits else words) or normalise(text)
+
+
+def name_key(name: str) -> str:
+    """Equal for names that look the same but for case and spaces: also full-width ones, with and without marks that
+    nobody sees, or 1 and 1.0."""
+    seen = UNSEEN.sub("", " ".join(unicodedata.normalize("NFKC", name).split()))
+    return WHOLE.sub(r"\1", " ".join(seen.casefold().split()))
+
+
+def trimmed(name: str) -> str:
+    """Without spaces and what nobody sees at the ends; the mark that colours an emoji stays."""
+    return ENDS.sub("", name)
 
 
 def row_key(row: dict) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -135,5 +136,6 @@ def _columns_of_words(table: Table) -> list[str]:
         if row.cells is not None:
             rows += 1
             for column in columns:
-                words[column] += len(str(table.value(row, column)).split())
+                with suppress(UnicodeDecodeError):  # of pictures in Parquet
+                    words[column] += len(str(table.value(row, column)).split())
     return [column for column in columns if rows and words[column] >= WORDS * rows]
