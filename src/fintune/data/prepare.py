@@ -13,6 +13,7 @@ from rich.table import Table
 
 from fintune.data import audit
 from fintune.data.csv_file import write_csv
+from fintune.data.excel_file import ERRORS
 from fintune.data.inputs import columns_of, input_fault, named_columns, text_of
 from fintune.data.load import load_data
 from fintune.data.rows import fault_of
@@ -31,9 +32,7 @@ MOST_LISTED = 210  # of all labels in the instruction and the longest as the ans
 IMBALANCE = 3  # rows of the commonest class for each of the rarest, from which on weights are offered
 # what pandas reads as missing, and writes for it
 NO_LABELS = {"-1.#IND", "1.#QNAN", "1.#IND", "-1.#QNAN", "#N/A N/A", "#N/A", "N/A", "n/a", "NA", "<NA>", "#NA"}
-NO_LABELS |= {"NULL", "null", "None", "NaT"}
-# and what a spreadsheet shows for a formula that fails
-NO_LABELS |= {"#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#SPILL!", "#CALC!"}
+NO_LABELS |= {"NULL", "null", "None", "NaT", *ERRORS}
 TEMPLATE = """\
 {{#- Made by `fintune prepare` for {task}: say here what the labels mean; `text` is a row's text. -#}}
 Classify this text. Answer with {answers}.
@@ -192,7 +191,7 @@ def no_label(value: object) -> str | None:
     if not name_key(words):
         return "no label"
     if fault := fault_of(words):
-        return fault
+        return f"label: {fault}"
     try:
         missing = words in NO_LABELS or not isfinite(float(words))
     except ValueError:
