@@ -106,7 +106,7 @@ class Csv(Cells):
         first = next((row for row in self._records if row.fault or row.cells), Row(1, []))
         if first.fault:
             raise UserError(f"{file.path}:{first.line}: {first.fault}; the header has to be one line of column names")
-        self.columns = first.cells
+        self.columns = unmarked(first.cells)
         about = [file.encoding.upper()] * (file.encoding != "utf-8")
         if self.delimiter != usual:
             about.append(f"cells separated by {DELIMITERS.get(self.delimiter, repr(self.delimiter))}")
@@ -122,6 +122,8 @@ class Csv(Cells):
                 row.fault = EMPTY_LINE
             elif row.fault is None and len(row.cells) != width:
                 row.fault = f"{len(row.cells)} cells where the header has {width}"
+            elif row.fault is None and width > 1 and unmarked(row.cells) == self.columns:
+                row.fault = "the header again, as of two files in one"
             elif row.fault is None:
                 row.text = row.cells[at]
             if row.fault:
@@ -164,6 +166,11 @@ class Csv(Cells):
                 size = sum(len(line) for _, line, _ in taken) + CELL * len(cells)
                 yield Row(taken[0][0], None if fault else cells, fault=fault, size=0 if fault else size)
                 del cells  # before the next record is read
+
+
+def unmarked(cells: list[str]) -> list[str]:
+    """Cells without a byte order mark that was left in the first, as where a file is marked twice or put after one."""
+    return [cell.lstrip("\ufeff") for cell in cells[:1]] + cells[1:]
 
 
 def find_delimiter(lines: list[str], usual: str, text_column: str) -> str:

@@ -54,6 +54,7 @@ class Jsonl:
         return self.file.done()
 
     def _row(self, number: int, line: str, fault: str | None) -> Row:
+        line = line.lstrip("\ufeff")  # the mark of a file that was put after another
         cells, fault = (None, fault) if fault else read_object(line, self._added)
         if fault:
             return Row(number, fault=fault)

@@ -27,7 +27,7 @@ NOT_ASCII_WORD = re.compile(r"[\W_]+")
 # zero-width, of direction or control; and the stroke that draws Arabic words out
 UNSEEN = regex.compile(r"[[\p{Cc}\p{Cf}\p{Default_Ignorable_Code_Point}\u0640]--\s]", regex.VERSION1)
 ENDS = regex.compile(r"^[\s\p{Cc}\p{Cf}]+|[\s\p{Cc}\p{Cf}]+$")
-WHOLE = re.compile(r"(-?\d+)\.0+")  # a number that is no fraction, as pandas writes it
+WHOLE = re.compile(r"^(-?\d+)\.0+$")  # a number that is no fraction, as pandas writes it
 DIGITS = re.compile(r"\d+")
 # a letter with its marks, of a script that puts no spaces between words
 UNSPACED = regex.compile(r"([\p{Han}\p{Hiragana}\p{Katakana}ー\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}]\p{M}*)")
