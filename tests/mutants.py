@@ -117,8 +117,8 @@ MUTANTS = [
     (
         "temperature multiplied instead of divided by",
         "src/fintune/scoring/calibration.py",
-        "np.log(np.clip(probabilities, 1e-300, None)) / temperature",
-        "np.log(np.clip(probabilities, 1e-300, None)) * temperature",
+        "logs = _logs(probabilities) / temperature",
+        "logs = _logs(probabilities) * temperature",
         "tests/test_metrics.py",
     ),
     (
