@@ -35,6 +35,10 @@ def prepare(tmp_path, monkeypatch):
     return lambda words: command(["prepare", *words])
 
 
+def rows_of(tone: str) -> list[dict]:
+    return [row for row in ROWS if row["tone"] == tone]
+
+
 def write(path, kind: str):
     if kind == "csv":
         with path.open("w", newline="") as file:
@@ -189,6 +193,13 @@ def test_what_cannot_be_a_label_is_left_out_by_its_reason(prepare, tmp_path, cap
         assert f"  12: {why}" in out
     with pytest.raises(UserError, match=r"0 usable rows.*left out: 12: list, not one label \(line 1, 2"):
         made_from(prepare, tmp_path, "".join(json.dumps(row) + "\n" for row in bad[:12]), "news.jsonl", "--force")
+
+
+def test_ten_rows_make_a_class_and_nine_do_not(prepare, tmp_path, capsys):
+    rows = [row for tone, count in (("Up", 10), ("Down", 12), ("Up or down", 9)) for row in rows_of(tone)[:count]]
+    made = made_from(prepare, tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "news.jsonl")
+    assert made == [(row["title"], row["tone"]) for row in rows[:22]]
+    assert "9: label 'Up or down' has 9 rows, 10 are needed (line 23, 24" in capsys.readouterr().out
 
 
 def test_labels_of_bytes_in_parquet_are_text_and_damaged_ones_cost_themselves(prepare, tmp_path, capsys):

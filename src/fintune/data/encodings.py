@@ -54,7 +54,7 @@ def encoding_of(head: bytes, name: str | None, where: str) -> tuple[str, bytes]:
         return marked or "utf-8", mark
     try:
         known = codecs.lookup(name)
-        "a,\n".encode(name)
+        "a,\n".encode(name).decode(name, DAMAGED)  # as is not possible with punycode and the like
     except (LookupError, UnicodeError, ValueError) as error:  # none, or one of bytes
         raise UserError(f"{where}: encoding {name!r} is unknown; take one that Python knows, as cp1252") from error
     family = known.name.removesuffix("-sig").removesuffix("-le").removesuffix("-be")
