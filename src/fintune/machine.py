@@ -23,8 +23,6 @@ RUNS_AT_ONCE = "FINTUNE_RUNS_AT_ONCE"  # set for processes that share this machi
 
 FLOAT32_RECIPES = ("smollm2-135m",)  # stated in float32 for any processor; see `autocast_flags`
 
-FEW_LABELS = 400  # training rows below which a fine-tuned model was no better than them: docs/ablations.md, the share
-
 # (free GPU memory in GiB, recipe, flags, what it is): the first that fits is taken
 GPU_TIERS = [
     (40, "qwen3-8b", "", "bf16"),
@@ -109,16 +107,6 @@ def typed(program: str) -> str:
 def linear_command(task: str) -> str:
     """The command that trains TF-IDF on a task of data/."""
     return f"{typed('python')} train_linear.py data/{task}.yaml configs/baselines/tfidf.yaml"
-
-
-def better_first(task: str, rows: int) -> str | None:
-    """What labels better than a fine-tuned model on so few training rows without a GPU; None where nothing does."""
-    if rows >= FEW_LABELS or free_gpu_gib():
-        return None
-    return (
-        f"first choice: {rows} training rows and no GPU. Below about {FEW_LABELS} TF-IDF or the frozen MiniLM "
-        f"(minilm-l6-frozen.yaml) labels as well or better, in seconds (docs/ablations.md): {linear_command(task)}"
-    )
 
 
 def check_fits(model: str, min_gpu_gib: float, use_cpu: bool) -> None:

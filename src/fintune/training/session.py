@@ -14,6 +14,7 @@ from fintune.data.load import TaskData
 from fintune.errors import UserError
 from fintune.files import check_writable, read_json
 from fintune.model.load import is_sharded
+from fintune.recipe.layers import TINY
 from fintune.recipe.recipe import Recipe
 from fintune.training import tracking
 from fintune.training.callbacks import memory_advice, show_progress
@@ -85,9 +86,12 @@ def start(recipe: Recipe, data: TaskData, example: str) -> None:
     rows = ", ".join(f"{len(rows):,} for {split}" for split, rows in data.splits.items())
     print(f"data: {data.source}, SHA-256 {data.sha256[:12]}; rows: {rows}")
     print(example)
-    first = machine.better_first(recipe.task.task, len(data.splits["train"]))
-    if first and recipe.script != "train_linear.py":
-        print(first)
+    if recipe.overrides.get("model_name_or_path") == TINY and data.source != "sample":
+        print(
+            f"first choice: `tiny` has never read a text; TF-IDF labels better, in seconds "
+            f"({machine.linear_command(recipe.task.task)}), and SmolLM2 best, from 200 rows on "
+            "(configs/smollm2-135m.yaml, docs/ablations.md)"
+        )
     recipe.identity(data.sha256)
     tracking.heed_switches(recipe)
     say_replaced(recipe.folder / "metrics.json")
