@@ -117,9 +117,30 @@ MUTANTS = [
     (
         "temperature multiplied instead of divided by",
         "src/fintune/scoring/calibration.py",
-        "np.log(np.clip(probabilities, 1e-300, None)) / temperature",
-        "np.log(np.clip(probabilities, 1e-300, None)) * temperature",
+        "logs = _logs(probabilities) / temperature",
+        "logs = _logs(probabilities) * temperature",
         "tests/test_metrics.py",
+    ),
+    (
+        "a sure model's temperature fitted on probabilities above 1e-12 alone",
+        "src/fintune/scoring/calibration.py",
+        "np.clip(probabilities, 1e-300, None)",
+        "np.clip(probabilities, 1e-12, None)",
+        "tests/test_metrics.py",
+    ),
+    (
+        "what follows a link without a space taken for a part of it",
+        "src/fintune/data/same_text.py",
+        "[!-~\\u00a1-\\u024f]+",
+        "\\S+",
+        "tests/test_near_duplicates.py",
+    ),
+    (
+        "a workbook's hidden sheet read before the one that is seen",
+        "src/fintune/data/excel_file.py",
+        'sheet.sheet_state != "visible"',
+        'sheet.sheet_state == "visible"',
+        "tests/test_brought.py",
     ),
     (
         "repeated texts answered by another's scores",

@@ -91,7 +91,9 @@ class Parquet:
             yield row
 
     def value(self, row: Row, column: str) -> object:
-        return row.cells.column(column)[0].as_py()
+        """Raises UnicodeDecodeError for what is no UTF-8, in a column of bytes too."""
+        value = row.cells.column(column)[0].as_py()
+        return value.decode() if isinstance(value, bytes) else value
 
     def done(self) -> float:
         """Share of the file's rows that were read."""
