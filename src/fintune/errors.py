@@ -15,6 +15,7 @@ MOST_CHARACTERS = 1600  # of a message
 EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
+    "h11": "serve",
     "pydantic": "serve",
     "prometheus_client": "serve",
     "ray": "ray",
@@ -91,7 +92,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
         if type(error).__module__ == "sqlite3":
             message, code = f"error: the scores kept in OUTPUT.parts: {error}; check its disk, or remove it", 2
         elif isinstance(error, OSError) and error.errno is not None:
-            message, code = f"error: {in_words(error)}", 2
+            nameless = error.errno == errno.ENOENT and not error.filename  # os.getcwd()
+            message, code = f"error: {in_words(error, 'the working directory' if nameless else None)}", 2
         else:
             raise
     _say_last(message)
