@@ -543,6 +543,7 @@ def test_a_pipe_that_does_not_block_gets_all_of_an_output(tmp_path):
             "import os, tempfile; os.chdir(d := tempfile.mkdtemp()); os.rmdir(d); os.getcwd()",
             "error: the working directory:",
         ),
+        ("raise Exception('I/O error: File too large (os error 27)')", "error: file too large; check the path"),
         ("open('a\\0b')", "error: a path holds the character nul; check the path"),
         ("import sqlite3; sqlite3.connect('/nowhere/x')", "error: the scores kept in OUTPUT.parts: unable to open"),
     ],

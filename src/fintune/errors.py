@@ -85,6 +85,8 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except Exception as error:
         if any(words in str(error) for words in ("No space left", "disk is full")) and not isinstance(error, OSError):
             error = OSError(errno.ENOSPC, "")  # safetensors, torch and SQLite raise their own kinds for it
+        if "File too large" in str(error) and not isinstance(error, OSError):  # as safetensors says it
+            error = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
         if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # pathlib's own kind
             error = OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(error)[len("Symlink loop from ") :].strip("'"))
         if isinstance(error, ValueError) and str(error) == "embedded null byte":
