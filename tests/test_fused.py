@@ -2,6 +2,7 @@
 
 import math
 import shutil
+from functools import partial
 
 import pytest
 import torch
@@ -87,6 +88,14 @@ def test_ranks_and_scalings_may_differ_within_a_group(toy, tmp_path):
     lora = {"rank_pattern": {"k_proj": 2, "up_proj": 6}, "alpha_pattern": {"v_proj": 32}}
     trainer, rows = trainer_of(toy, tmp_path, lora=lora)
     assert_equal(loss_and_gradients(trainer, [rows]), stock(trainer, [rows]))
+
+
+def test_attention_by_sdpa_as_a_gpu_computes_float32(toy, tmp_path, monkeypatch):
+    trainer, rows = trainer_of(toy, tmp_path)
+    expected = stock(trainer, [rows])
+    sdpa = partial(adapted_layers.packed_attention, dropout=1e-30)  # what the CPU's own kernel does not take
+    monkeypatch.setattr(adapted_layers, "packed_attention", sdpa)
+    assert_equal(loss_and_gradients(trainer, [rows]), expected)
 
 
 def test_with_gradient_checkpointing_too(toy, tmp_path):

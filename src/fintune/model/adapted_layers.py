@@ -193,7 +193,7 @@ def _layer(layer, groups, norms, halves, adapters, columns, hidden, rotary, drop
             kept = keep(sum(sizes), dropout, x.device).split(sizes)
         linear = [(group.weight, *pair, part) for group, pair, part in zip(groups, adapters, kept, strict=True)]
         query, key, value = before(x, rotary, linear[0], norms[0], norms[2] if len(norms) > 2 else None, heads)
-        attended = packed_attention(query, key, value, attention.scaling, **layout).view(len(x), -1)
+        attended = packed_attention(query, key, value, attention.scaling, **layout).reshape(len(x), -1)
         if columns is not None:
             attended, x = attended.index_select(0, columns), x.index_select(0, columns)
         x = after(attended, x, linear[1:], norms[1])
