@@ -94,6 +94,13 @@ MUTANTS = [
         "tests/test_prompt.py",
     ),
     (
+        "a chat template that leaves the text out",
+        "src/fintune/model/prompt.py",
+        "if empty == probe:",
+        "if False:",
+        "tests/test_prompt.py",
+    ),
+    (
         "near-duplicates spread over the splits",
         "src/fintune/data/splits.py",
         "members.setdefault(int(group), []).append(row)",

@@ -93,6 +93,22 @@ def test_a_chat_template_that_fails_is_refused_in_one_line(toy, template):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "",
+        "null",
+        "{% for message in messages %}{{ message.role }}{{ message.text }}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'human' %}{{ m.content }}{% endif %}{% endfor %}answer:\n",
+    ],
+)
+def test_a_chat_template_that_leaves_the_text_out_is_refused(toy, template):
+    task, _, prompt, _ = toy
+    prompt.tokenizer.chat_template = template
+    with pytest.raises(UserError, match="its chat template leaves out what the user says; name another in"):
+        Prompt(task, prompt.tokenizer, 120)
+
+
 def test_pad_equal_to_end_is_refused(toy):
     task, _, prompt, _ = toy
     prompt.tokenizer.pad_token = prompt.tokenizer.eos_token

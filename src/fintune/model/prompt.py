@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from fintune.data.inputs import Input, as_input, columns_of, input_fault, text_of, wanted
 from fintune.data.load import inputs_of
 from fintune.errors import UserError
+from fintune.files import read_text
 from fintune.model.cut import CHARACTERS, UNSURE, beginning, most
 from fintune.recipe.task import Task
 
@@ -37,8 +38,8 @@ class Prompt:
 
         Raises:
             UserError: the template has no `{{ text }}` or uses other columns than the task's, the tokenizer's chat
-                template fails, it has no usable end, a label cannot be told apart, or the instruction alone is longer
-                than `max_length`.
+                template fails or leaves the text out, it has no usable end, a label cannot be told apart, or the
+                instruction alone is longer than `max_length`.
         """
         self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
         self.truncated_texts = 0
@@ -57,11 +58,17 @@ class Prompt:
         try:
             self._check_labels()
             frame = self._frame(tuple((name, "") for name in task.columns))
+            empty, probe = self._render([as_input(text, dict.fromkeys(task.columns, "")) for text in ("", "x")])
         except jinja2.TemplateError as error:
             raise UserError(
                 f"{tokenizer.name_or_path}: its chat template fails ({type(error).__name__}: {error}); fix it, or "
                 "name another in `chat_template_path`"
             ) from error
+        if empty == probe:  # every row would be one and the same prompt
+            raise UserError(
+                f"{tokenizer.name_or_path}: its chat template leaves out what the user says; name another in "
+                "`chat_template_path`"
+            )
         self._longest_label = max(map(len, self.label_ids))
         self._room = max_length - self._longest_label
         if frame + self._longest_label >= max_length:
@@ -235,10 +242,10 @@ def read_template(task: Task) -> str:
     """The text of a task's template.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is not UTF-8.
     """
     try:
-        return Path(task.template).read_text(encoding="utf-8")
+        return read_text(Path(task.template))
     except FileNotFoundError as error:
         raise UserError(
             f"{task.template}: no such template; write it, or set `template` in the task's YAML"
