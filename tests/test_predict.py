@@ -188,8 +188,8 @@ def test_spreadsheets_get_no_formula_on_request(label, tmp_path):
 def test_repeated_texts_are_scored_once_also_across_shards(label, tmp_path, classifier, monkeypatch):
     monkeypatch.setattr(label_file, "SHARD", 30)
     asked = []
-    inner = classifier.scorer.probabilities
-    monkeypatch.setattr(classifier.scorer, "probabilities", lambda texts: asked.extend(texts) or inner(texts))
+    inner = classifier.scorer.scores
+    monkeypatch.setattr(classifier.scorer, "scores", lambda texts: asked.extend(texts) or inner(texts))
     texts = [f"{i % 100} for Alder" for i in range(250)]
     (tmp_path / "in.csv").write_text("title\n" + "\n".join(texts) + "\n")
     counts, target = label(tmp_path / "in.csv")

@@ -47,8 +47,16 @@ class Scorer(Protocol):
     encoder: Encoder
     exact: bool
 
+    def scores(self, inputs: Sequence[Input], progress: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(texts, labels) float64, in the order of `inputs` and of the label ids; (texts,) whether the end of each was
+        not read.
+
+        Args:
+            progress: title of a progress bar; None shows none.
+        """
+
     def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
-        """(texts, labels) float64, in the order of `inputs` and of the label ids; `progress` titles a bar."""
+        """(texts, labels) of `scores`."""
 
     def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """Figures that only this kind of model has, such as the share of greedy answers that are a label.
