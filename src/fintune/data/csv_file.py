@@ -20,7 +20,7 @@ NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 SIGNS = "=+-@"  # with which a formula begins in a spreadsheet (OWASP, CSV injection)
 SEPARATORS = ",;\t\r\n"  # at which some spreadsheet splits, by its locale and the file's name
 NUMBER = re.compile(
-    r"[+-]?([0-9]{1,3}([ ,.'\u00a0\u202f][0-9]{2,3})+([.,][0-9]*)?|[0-9]+([.,][0-9]*)?|[.,][0-9]+)"
+    r"[+-]?[$€£¥₹]?([0-9]{1,3}([ ,.'\u00a0\u202f][0-9]{2,3})+([.,][0-9]*)?|[0-9]+([.,][0-9]*)?|[.,][0-9]+)"
     r"(e[+-]?[0-9]+)?\s*%?",
     re.IGNORECASE,
 )

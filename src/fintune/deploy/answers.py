@@ -11,6 +11,7 @@ from fintune.data.inputs import Input, key_of
 from fintune.data.rows import Row
 from fintune.deploy.classifier import Classifier
 
+SUM = 1e-9  # by which probabilities that are sound may miss 1, in float64
 MOST_IN_MEMORY = 1_000_000  # texts of a stream whose scores are kept, some 200 MB; then the cache is emptied
 
 
@@ -52,7 +53,8 @@ class Answers:
         known: dict[bytes, tuple[bytes, int, int]] = {}
         for key in set(keys):
             wanted = "SELECT probabilities, truncated, stage FROM scores WHERE text = ?"
-            if found := self.database.execute(wanted, (key,)).fetchone():
+            found = self.database.execute(wanted, (key,)).fetchone()
+            if found and self._is_sound(*found):  # a disk may have damaged it
                 known[key] = found
         new = {key: given for key, given in zip(keys, inputs, strict=True) if key not in known}
         if new:
@@ -66,7 +68,7 @@ class Answers:
             known |= dict(zip(new, found, strict=True))
             with self.database:
                 rows = [(key, *known[key]) for key in new]
-                self.database.executemany("INSERT INTO scores VALUES (?, ?, ?, ?)", rows)
+                self.database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
         return [self._columns(*known[key]) for key in keys]
 
     def of_rows(self, rows: list[Row]) -> list[dict]:
@@ -81,6 +83,11 @@ class Answers:
         values += [classifier.abstains(confidence, stage, self.threshold)]
         values += [classifier.stage(stage)] * bool(classifier.stages) + [bool(truncated), None]
         return dict(zip(self.columns, values, strict=True))
+
+    def _is_sound(self, scores: bytes, truncated: int, stage: int) -> bool:
+        names, stages = len(self.classifier.names), len(self.classifier.stages)
+        sums = len(scores) == 8 * names and abs(np.frombuffer(scores).sum() - 1) < SUM
+        return bool(sums) and truncated in (0, 1) and stage in range(stages + 1)
 
     def _rejected(self, reason: str) -> dict:
         return dict.fromkeys(self.columns) | {self.columns[-1]: reason}
