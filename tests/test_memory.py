@@ -178,3 +178,34 @@ def test_a_line_of_a_stream_has_a_largest_size(monkeypatch):
             decoder = codecs.getincrementaldecoder("utf-8")()
             lines = [line for lines in stream._arriving(decoder, content[:size]) for line in lines]
             assert lines == expected, (content[:9], size)
+
+
+def test_nested_columns_of_parquet_come_out_as_they_went_in(tmp_path):
+    rows = range(3000)
+    columns = {
+        "title": [f"Alder {row}" for row in rows],
+        "struct": [{"a.b": f"x{row % 7}", "n": row, "bytes": b"1"} if row % 4 else None for row in rows],
+        "list": [[f"y{row % 5}", None] if row % 3 else None for row in rows],
+        "of structs": [[{"a": f"z{row % 5}"}] * (row % 3) for row in rows],
+        "map": pa.array([[("k", f"v{row % 4}")] * (row % 2) for row in rows], pa.map_(pa.string(), pa.string())),
+        "pairs": pa.array([["a", f"{row}"] for row in rows], pa.list_(pa.large_string(), 2)),
+        "view": pa.array([f"{row}" for row in rows], pa.string_view()),
+        "of views": pa.array([[f"{row}"] for row in rows], pa.list_(pa.string_view())),
+        "category": pa.array([f"{row % 3}" for row in rows]).dictionary_encode(),
+        "of categories": pa.array([["a"]] * 3000, pa.list_(pa.dictionary(pa.int32(), pa.string()))),
+        "fixed": pa.array([b"abc"] * 3000, pa.binary(3)),
+        "number": pa.array([row / 4 for row in rows]).cast(pa.decimal128(9, 2)),
+    }
+    before = pa.table(columns)
+    pq.write_table(before, tmp_path / "in.parquet", row_group_size=1100)
+    table = read_table(tmp_path / "in.parquet", "title")
+    table.add_columns(["label", "abstained", "truncated", "rejected"])
+    added = {"label": "Up", "abstained": False, "truncated": False, "rejected": None}
+    parts = []
+    for number, part in enumerate(slices(table.rows(), 700, 10**9)):
+        parts.append(tmp_path / f"{number}.rows")
+        table.write(parts[-1], part, [added] * len(part))
+    assert table.join(parts, tmp_path / "out.parquet") == 3000
+    after = pq.read_table(tmp_path / "out.parquet")
+    assert after.select(before.column_names).equals(pq.read_table(tmp_path / "in.parquet"))
+    assert sum(row.size for row in table.rows()) > 3000 * 64
