@@ -103,6 +103,9 @@ def test_a_stated_delimiter_and_encoding_win(tmp_path):
         ({"encoding": "utf-16"}, "its encoding is utf-16-le or utf-16-be; state it"),
         ({"encoding": "latin-99"}, "encoding 'latin-99' is unknown"),
         ({"encoding": "base64"}, "encoding 'base64' is unknown"),
+        ({"encoding": "punycode"}, "encoding 'punycode' is unknown"),
+        ({"encoding": "cp1252", "delimiter": "→"}, "give one character, or one of tab,"),
+        ({"encoding": "utf-16-le", "delimiter": "\udce9"}, "give one character, or one of tab,"),
         ({"encoding": "utf-16-le", "delimiter": "=>"}, "give one character, or one of tab,"),
     ):
         with pytest.raises(UserError, match=message):

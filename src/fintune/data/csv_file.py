@@ -97,7 +97,8 @@ class Csv(Cells):
             self.delimiter = find_delimiter([line for _, line, _ in self._pending], usual, text_column)
         else:
             self.delimiter = NAMES.get(delimiter.lower(), delimiter)
-            if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            written = self.delimiter.encode(self.encoding, "ignore")  # nothing, where the encoding lacks it
+            if len(self.delimiter) != 1 or self.delimiter in '"\r\n' or not written:
                 raise UserError(f"--delimiter {delimiter!r}: give one character, or one of {', '.join(NAMES)}")
         self._records = self._read()
         first = next(self._records, Row(1, []))

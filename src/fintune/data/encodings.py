@@ -49,8 +49,8 @@ def encoding_of(head: bytes, name: str | None, where: str) -> tuple[str, bytes]:
         return marked or "utf-8", mark
     try:
         known = codecs.lookup(name)
-        "a,\n".encode(name)
-    except (LookupError, UnicodeError, ValueError) as error:  # none, or one of bytes
+        "a,\n".encode(name).decode(name, DAMAGED)
+    except (LookupError, UnicodeError, ValueError) as error:  # none, one of bytes, or of host names as punycode
         raise UserError(f"{where}: encoding {name!r} is unknown; take one that Python knows, as cp1252") from error
     family = known.name.removesuffix("-sig").removesuffix("-le").removesuffix("-be")
     if marked is None:
