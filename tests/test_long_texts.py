@@ -187,6 +187,40 @@ def test_what_scores_a_text_says_whether_it_was_cut(classifier, monkeypatch):
         assert asked == [texts[1], texts[3]] and answers.scored == 4, fresh
 
 
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "embedding"])
+def test_each_of_many_texts_is_told_from_the_others(kind, classifier, tmp_path, monkeypatch):
+    """Of any length and order, in parts and batches of a few; at the limit, and one token over it."""
+    from sklearn.dummy import DummyClassifier
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+    from fintune.model.embedding import Embedder
+    from fintune.scoring.encoder_scorer import EncoderScorer
+    from fintune.scoring.linear_scorer import LinearScorer
+
+    monkeypatch.setattr("fintune.model.batches.AT_ONCE", 8)
+    if kind == "decoder":
+        scorer, room = classifier.scorer, classifier.scorer.encoder._room
+        sizes = {
+            text: len(classifier.scorer.encoder._render([text])[0]) for text in ("rose " * n for n in range(1, 400))
+        }
+    else:
+        folder = save_encoder(tmp_path / "bert", "bert", ["profit rose"])
+        encoder, room = EncoderInput(AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder), 40), 40
+        if kind == "encoder":
+            scorer = EncoderScorer(AutoModelForSequenceClassification.from_pretrained(folder), encoder)
+        else:
+            features = Embedder(AutoModel.from_pretrained(folder), encoder)
+            scorer = LinearScorer(features, DummyClassifier().fit([[0]] * 2, [0, 1]))
+        sizes = {text: len(encoder._ids(text)) + 2 for text in ("rose " * n for n in range(1, 80))}
+    at_limit = [text for text, size in sizes.items() if room - 1 <= size <= room + 1]
+    texts = [*RANDOM.sample(list(sizes), 40), *at_limit, "é rose " * 300, "é", *at_limit[::-1]]
+    expected = [sizes.get(text, room + 1 if len(text) > 100 else 1) > room for text in texts]
+    assert any(expected) and not all(expected) and len(at_limit) == 3
+    found, truncated = scorer.scores(texts)
+    assert truncated.tolist() == expected
+    np.testing.assert_allclose(found, np.concatenate([scorer.probabilities([text]) for text in texts]), atol=1e-5)
+
+
 def test_of_a_cascade_the_stage_that_answers_says_whether_a_text_was_cut(classifier):
     from fintune.model.linear import word_classifier, word_features
     from fintune.scoring.cascade import CascadeScorer, Stage
