@@ -181,10 +181,11 @@ def test_what_scores_a_text_says_whether_it_was_cut(classifier, monkeypatch):
     bounds = prompt.bounds
     monkeypatch.setattr(prompt, "bounds", lambda given: asked.append(given) or bounds(given))
     texts = ["Übernahme: Elm kauft 12 % von Öl AG", "公司利润增长了 " * 300, "Elm", "Oak cut its outlook. " * 300]
-    answers = Answers(classifier, 0.0, "")
+    answers, before = Answers(classifier, 0.0, ""), classifier.truncated_texts
     for fresh in (True, False):  # the second time of those that were kept
         assert [one["truncated"] for one in answers([*texts, texts[1]])] == [False, True, False, True, True]
         assert asked == [texts[1], texts[3]] and answers.scored == 4, fresh
+        assert classifier.truncated_texts == before + 2
 
 
 @pytest.mark.parametrize("kind", ["decoder", "encoder", "embedding"])

@@ -30,6 +30,7 @@ class Classifier:
         scorer: the model; see fintune/scoring/scorer.py.
         stages: names of a cascade's stages; empty for a run of one model.
         long: how a text of over `max_length` tokens is read; see `from_pretrained`.
+        truncated_texts: how many texts were scored so far whose end was not read.
         caveat: what whoever uses the answers must know first; None where there is nothing.
     """
 
@@ -39,7 +40,7 @@ class Classifier:
             result: metrics.json of the run.
         """
         self.names, self.calibration, self.scorer = result["data"]["labels"], result["calibration"], scorer
-        self.long, self.stages = long, stage_names(result)
+        self.long, self.stages, self.truncated_texts = long, stage_names(result), 0
         if self.stages and long == "split":
             raise UserError("--long split: stages of a cascade read windows of different lengths; leave it out")
         self.columns = result["data"].get("columns", [])  # absent from runs that were trained before there were any
@@ -120,9 +121,13 @@ class Classifier:
                 raise UserError(f"text {row}: {fault}; {self.wanted}")
         inputs = self._ordered(inputs)
         if self.stages:
-            return self.scorer.answers(inputs)
-        scores, truncated = self._scores(inputs)
-        return scaled(scores, self.calibration["temperature"]), truncated, np.zeros(len(inputs), int)
+            probabilities, truncated, stages = self.scorer.answers(inputs)
+        else:
+            scores, truncated = self._scores(inputs)
+            probabilities = scaled(scores, self.calibration["temperature"])
+            stages = np.zeros(len(inputs), int)
+        self.truncated_texts += int(truncated.sum())
+        return probabilities, truncated, stages
 
     def abstains(self, confidence: float, stage: int, threshold: float) -> bool:
         """Whether an answer is marked as abstained: its confidence is below the threshold, or no stage may answer."""
@@ -192,11 +197,6 @@ class Classifier:
     def max_length(self) -> int | None:
         """Tokens of a prompt or text, of which longer ones lose their end; None where texts are read whole."""
         return self.scorer.encoder.max_length
-
-    @property
-    def truncated_texts(self) -> int:
-        """How many texts were truncated to `max_length` so far."""
-        return self.scorer.encoder.truncated_texts
 
     def threshold(self, target_accuracy: float) -> float:
         """The confidence from which on the run's validation rows were right in that share; see `threshold_for`."""

@@ -46,11 +46,6 @@ class CascadeInput:
         """The shortest of the stages'; None where all read texts whole."""
         return min((encoder.max_length for encoder in self._encoders if encoder.max_length), default=None)
 
-    @property
-    def truncated_texts(self) -> int:
-        """How many texts stages truncated so far."""
-        return sum(encoder.truncated_texts for encoder in self._encoders)
-
     def fault(self, given: Input) -> str | None:
         """Of the first stage that could not read it, since any of them may have to."""
         return next((fault for encoder in self._encoders if (fault := encoder.fault(given))), None)

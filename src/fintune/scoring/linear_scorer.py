@@ -43,7 +43,6 @@ class WholeTexts:
     """The `Encoder` of a model that reads texts whole."""
 
     max_length: None = None
-    truncated_texts: int = 0
 
     def fault(self, given: Input) -> None:
         """Nothing is too long."""
