@@ -237,6 +237,8 @@ def test_of_a_cascade_the_stage_that_answers_says_whether_a_text_was_cut(classif
         stages = [Stage("words", words, 1.0, order[0]), Stage("model", classifier.scorer, 1.0, order[1])]
         _, truncated, at = CascadeScorer(stages).answers(texts)
         assert truncated.tolist() == expected and (order[0] > 1 or at.tolist() == [0, 2, 2])
+    stages = [Stage("model", classifier.scorer, 1.0, 2.0), Stage("words", words, 1.0, 0.6)]
+    assert CascadeScorer(stages).answers(texts)[1].tolist() == [False] * 3  # the last one read them whole
 
 
 def test_files_say_which_rows_were_cut(classifier, run_dir, tmp_path):
