@@ -284,6 +284,15 @@ def test_damaged_values_among_the_scores_are_scored_again(damage, label, begun, 
     assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
 
 
+def test_scores_that_are_no_numbers_are_no_label(run, tmp_path):
+    classifier = Classifier.from_pretrained(run)
+    classifier.scorer.classifier.estimators_[1].coef_[:] = float("nan")
+    (tmp_path / "in.csv").write_text("id,text\n" + "\n".join(LINES[1:4]) + "\n")
+    with pytest.raises(UserError, match=r"text 0, '.*': the model's scores are no numbers"):
+        label_file.label_file(classifier, run, tmp_path / "in.csv", tmp_path / "out.csv", "text", 0.0)
+    assert not (tmp_path / "out.csv").exists()
+
+
 @pytest.mark.parametrize("joined", [{}, None, 7, [], {"counts": [40, 10], "files": {}}, {"files": {"output": ""}}])
 def test_a_manifest_whose_end_is_damaged_loses_nothing(joined, label, begun, tmp_path):
     manifest = begun / "manifest.json"

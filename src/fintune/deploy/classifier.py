@@ -112,7 +112,7 @@ class Classifier:
             stages 0.
 
         Raises:
-            UserError: as in a call.
+            UserError: as in a call; the model's scores are NaN.
         """
         from fintune.scoring.calibration import scaled
 
@@ -126,6 +126,11 @@ class Classifier:
             scores, truncated = self._scores(inputs)
             probabilities = scaled(scores, self.calibration["temperature"])
             stages = np.zeros(len(inputs), int)
+        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
+            raise UserError(
+                f"text {row}, {str(inputs[row])[:60]!r}: the model's scores are no numbers, as where its weights are "
+                "damaged or 16 bits overflow; evaluate the run, and train it again"
+            )
         self.truncated_texts += int(truncated.sum())
         return probabilities, truncated, stages
 
