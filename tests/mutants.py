@@ -164,6 +164,27 @@ MUTANTS = [
         "tests/test_serve.py",
     ),
     (
+        "the texts of a batch said to be cut in another order",
+        "src/fintune/model/encoder.py",
+        "[cut[row] for row in rows]",
+        "cut[: len(rows)]",
+        "tests/test_long_texts.py",
+    ),
+    (
+        "scores that a disk damaged believed",
+        "src/fintune/deploy/answers.py",
+        "if found and self._is_sound(*found):",
+        "if found:",
+        "tests/test_labelling.py",
+    ),
+    (
+        "a cascade's stage answering what it is not sure of",
+        "src/fintune/scoring/guarantee.py",
+        "sure = ask(stage, left) >= threshold",
+        "sure = ask(stage, left) >= 0",
+        "tests/test_guarantee.py",
+    ),
+    (
         "class weights left out of the loss",
         "src/fintune/training/shared_prefix.py",
         "label_smoothing=smoothing) * weights).sum()",

@@ -115,6 +115,8 @@ def test_a_stated_delimiter_and_encoding_win(tmp_path):
         ({"encoding": "base64"}, "encoding 'base64' is unknown"),
         ({"encoding": "punycode"}, "encoding 'punycode' is unknown"),
         ({"encoding": "idna"}, "encoding 'idna' is unknown"),
+        ({"encoding": "cp1252", "delimiter": "→"}, "give one character, or one of tab,"),
+        ({"encoding": "utf-16-le", "delimiter": "\udce9"}, "give one character, or one of tab,"),
         ({"encoding": "utf-16-le", "delimiter": "=>"}, "give one character, or one of tab,"),
     ):
         with pytest.raises(UserError, match=message):

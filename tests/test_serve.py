@@ -369,12 +369,9 @@ def test_a_call_lasts_a_fraction_of_a_second_whatever_the_model_s_speed(seconds,
     class Timed:
         names = ("Up", "Down")
 
-        def answers(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray]:
+        def answers(self, texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
             time.sleep(seconds * len(texts))
-            return np.zeros((len(texts), 2)), np.zeros(len(texts), int)
-
-        def truncated(self, texts: list[str]) -> np.ndarray:
-            return np.zeros(len(texts), bool)
+            return np.zeros((len(texts), 2)), np.zeros(len(texts), bool), np.zeros(len(texts), int)
 
     async def sizes() -> list[int]:
         found = []

@@ -21,7 +21,7 @@ SIGNS = "=+-@"  # with which a formula begins in a spreadsheet (OWASP, CSV injec
 SEPARATORS = ",;\t\r\n"  # at which some spreadsheet splits, by its locale and the file's name
 HINT = re.compile(r'"?sep=(.)"?\1*\s*', re.IGNORECASE)  # Excel's own, above the header
 NUMBER = re.compile(
-    r"[+-]?([0-9]{1,3}([ ,.'\u00a0\u202f][0-9]{2,3})+([.,][0-9]*)?|[0-9]+([.,][0-9]*)?|[.,][0-9]+)"
+    r"[+-]?[$€£¥₹]?([0-9]{1,3}([ ,.'\u00a0\u202f][0-9]{2,3})+([.,][0-9]*)?|[0-9]+([.,][0-9]*)?|[.,][0-9]+)"
     r"(e[+-]?[0-9]+)?\s*%?",
     re.IGNORECASE,
 )
@@ -98,7 +98,8 @@ class Csv(Cells):
             self.delimiter = find_delimiter([line for _, line, _ in self._pending], usual, text_column)
         else:
             self.delimiter = NAMES.get(delimiter.lower(), delimiter)
-            if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            written = self.delimiter.encode(self.encoding, "ignore")  # nothing, where the encoding lacks it
+            if len(self.delimiter) != 1 or self.delimiter in '"\r\n' or not written:
                 raise UserError(f"--delimiter {delimiter!r}: give one character, or one of {', '.join(NAMES)}")
         header = next((line for _, line, _ in self._pending if line.strip()), "")
         self._spaced = 0 < header.count(self.delimiter) == header.count(self.delimiter + " ")  # as in: "a", "b"

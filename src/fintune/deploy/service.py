@@ -213,7 +213,7 @@ def create_app(
         return (rows[0] if single else f'{{"results":[{",".join(rows)}]}}').encode()
 
     def _result(row: np.ndarray) -> dict:
-        scores, stage, truncated = row[:-2], int(row[-2]), bool(row[-1])
+        scores, truncated, stage = row[:-2], bool(row[-2]), int(row[-1])
         confidence = float(scores.max())
         return {
             "label": classifier.names[scores.argmax()],

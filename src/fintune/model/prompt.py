@@ -78,7 +78,11 @@ class Prompt:
             )
 
     def encode(self, inputs: Sequence[Input]) -> list[list[int]]:
-        """Prompt ids of each text with its columns, up to where the label begins.
+        """Prompt ids of each text; see `read`."""
+        return self.read(inputs)[0]
+
+    def read(self, inputs: Sequence[Input]) -> tuple[list[list[int]], list[bool]]:
+        """Prompt ids of each text with its columns, up to where the label begins; and whether the text lost its end.
 
         Control tokens inside a text or a column (`<|im_end|>`, `<think>`, ...) stay plain characters. A text too long
         for `max_length` loses its own end, never a column, the instruction or the label, and is counted in
@@ -91,8 +95,9 @@ class Prompt:
             if input_fault(given, self.task.columns):
                 raise UserError(f"text {row} is {given!r}; {wanted(self.task.columns)}")
         if not inputs:
-            return []
+            return [], []
         prompts = self._render([as_input(self._start(given), columns_of(given)) for given in inputs])
+        cut = [False] * len(inputs)
         for row, given in enumerate(inputs):
             if len(prompts[row]) <= self._room and self._start(given) == text_of(given).strip():
                 continue
@@ -100,8 +105,9 @@ class Prompt:
                 raise UserError(f"text {row}: {fault}")
             end = self.bounds(given)[-1]
             prompts[row] = self._render([as_input(text_of(given)[:end], columns_of(given))])[0]
-            self.truncated_texts += end < len(text_of(given))
-        return prompts
+            cut[row] = end < len(text_of(given))
+        self.truncated_texts += sum(cut)
+        return prompts, cut
 
     def is_cut(self, given: Input) -> bool:
         """Whether a text with its columns is too long for `max_length`, so that its end is not read."""
