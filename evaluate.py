@@ -23,7 +23,7 @@ from fintune.model.prompt import Prompt
 from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
 from fintune.results.folder import make_result, save_result
-from fintune.results.restore import ARGUMENTS, SCORING, check_data, load_scorer, read_recipe
+from fintune.results.restore import ARGUMENTS, SCORING, check_data, check_flags, load_scorer, read_recipe
 from fintune.results.summary import print_result
 from fintune.results.verify import verified_result
 from fintune.scoring.label_scorer import LabelScorer
@@ -60,6 +60,7 @@ def trained_run(folder: Path, split: str, flags: list[str], base: Path | None) -
     check_writable(folder) if suffix else lock_folder(folder)
     logged = ["--report_to", "wandb"] if tracking.logged_as(folder) else []
     recipe = read_recipe(folder, trained["script"], [*logged, *flags])
+    check_flags(trained["script"], flags)
     recipe.name = trained["name"]
     machine.check_fits(trained["model"]["base"], recipe.run_args.min_gpu_gib, recipe.training_args.use_cpu)
     data = load_data(recipe.task, allow_sample=trained["data"]["source"] == "sample")
@@ -79,6 +80,7 @@ def zero_shot(target: str, task_path: str, split: str, flags: list[str]) -> None
     words = [target] if target.endswith(".yaml") else ["--model_name_or_path", target]
     words = [task_path, *words, *SCORING, "--report_to", "wandb", *flags]
     recipe = parse_recipe(words, *ARGUMENTS["train_sft.py"])
+    check_flags("train_sft.py", flags)
     recipe.script = recipe.overrides["script"] = "evaluate.py"
     training_args, model_args = recipe.training_args, recipe.model_args
     model_name = model_args.model_name_or_path

@@ -16,6 +16,7 @@ from fintune.data.load import load_data
 from fintune.errors import run
 from fintune.model.encoder import EncoderArguments, EncoderInput, check_tokenizer, load_encoder
 from fintune.model.load import load_tokenizer, model_summary
+from fintune.model.plain import check_longest
 from fintune.model.wheel import find_model
 from fintune.recipe.recipe import parse_recipe
 from fintune.results.folder import make_result, save_run
@@ -43,6 +44,7 @@ def main(argv: list[str]) -> None:
     encoder = EncoderInput(tokenizer, model.config, run_args.max_length)
     train_dataset = encoder.training_rows(data.splits["train"])
     eval_dataset = encoder.training_rows(data.splits["validation"])
+    check_longest(model, train_dataset[0]["input_ids"], run_args.max_length)
     session.start(recipe, data, encoder.describe(train_dataset[0], task.names))
 
     # The method: cross-entropy on the label, or KL from a teacher's probabilities where the task has `soft_labels`;

@@ -12,8 +12,9 @@ from trl import ModelConfig, SFTConfig
 
 from fintune.data.load import inputs_of, load_data
 from fintune.errors import run
-from fintune.model.adapter import peft_config
+from fintune.model.adapter import new_adapter
 from fintune.model.load import load_model, load_tokenizer, model_summary, tokenizer_keys, whole_model
+from fintune.model.plain import check_longest
 from fintune.model.prompt import Prompt
 from fintune.model.tiny import build_tiny
 from fintune.model.wheel import find_model
@@ -56,8 +57,11 @@ def main(argv: list[str]) -> None:
     training_args.chat_template_path = None  # the tokenizer has it
     collator = SharedPrefixCollator.of(run_args.batching, train_dataset, eval_dataset)
     model = load_model(model_args, base, training_args.device, run_args.key_value_heads)
+    model = new_adapter(model, model_args, training_args)
+    check_longest(model, train_dataset[0]["input_ids"], training_args.max_length, use_cache=False)
     LabelScorer(model, prompt).check(inputs_of(data.splits["validation"]))  # a misfit is known before an epoch
-    trainer_class, collator = choose_trainer(collator, model, train_dataset, eval_dataset)
+    router = training_args.router_aux_loss_coef
+    trainer_class, collator = choose_trainer(collator, model, train_dataset, eval_dataset, router_aux_loss_coef=router)
     trainer = trainer_class(
         model=model,
         args=training_args,
@@ -65,7 +69,6 @@ def main(argv: list[str]) -> None:
         eval_dataset=eval_dataset,
         data_collator=collator,
         processing_class=tokenizer,
-        peft_config=peft_config(model_args, model),
     )
     trainer.add_callback(ScoreValidation(trainer, prompt, data))
     trainer.add_callback(CurveWatch(trainer, prompt, data))

@@ -24,6 +24,20 @@ MUTANTS = [
         "tests/test_end_to_end.py",
     ),
     (
+        "fast paths compared without the adapter",
+        "src/fintune/training/own_forward.py",
+        "model.get_base_model() if isinstance(model, PeftModel)",
+        '__import__("copy").deepcopy(model).unload() if isinstance(model, PeftModel)',
+        "tests/test_bases.py",
+    ),
+    (
+        "the routers' loss lost with a shared line",
+        "src/fintune/training/own_forward.py",
+        "    if collator and router:\n        why",
+        "    if False:\n        why",
+        "tests/test_bases.py",
+    ),
+    (
         "end token dropped from the labels",
         "src/fintune/model/prompt.py",
         '"labels": [IGNORE] * len(text_ids) + label_ids}',

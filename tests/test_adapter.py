@@ -7,13 +7,13 @@ import pytest
 import torch
 from conftest import SMALL, script
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, LlamaConfig
-from trl import ModelConfig
+from trl import ModelConfig, SFTConfig
 
 from fintune.data.load import load_data
 from fintune.deploy.classifier import Classifier
 from fintune.deploy.export import export
 from fintune.errors import UserError
-from fintune.model.adapter import peft_config
+from fintune.model.adapter import new_adapter, peft_config
 from fintune.model.load import load_tokenizer
 from fintune.model.tiny import train_tokenizer
 from fintune.recipe.layers import read_task
@@ -57,7 +57,7 @@ def test_target_modules_that_match_nothing_are_named_with_those_that_the_model_h
 
 def test_what_is_no_layer_for_an_adapter_is_no_match_either():
     llama = base_model("llama")
-    for name in ("mlp", "norm", "lm_head", "self_attn", "all-linear", "("):
+    for name in ("mlp", "norm", "self_attn", "all-linear", "("):
         with pytest.raises(UserError, match=r"`lora_target_modules`: .* matches nothing"):
             adapter(llama, ["q_proj", name])
     with pytest.raises(UserError, match="embed_tokens matches nothing"):  # PEFT leaves it to modules_to_save
@@ -70,6 +70,37 @@ def test_what_is_no_layer_for_an_adapter_is_no_match_either():
         adapter(llama, ["q_proj"], target_parameters=["experts.up"])
     with pytest.raises(UserError, match=r"`lora_target_modules`: .* matches nothing in Ernie4_5ForCausalLM"):
         adapter(base_model("ernie4_5"))  # PEFT knows no default for it
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"], [r".*(q_proj|head)"], [".*"]])
+def test_the_head_takes_no_adapter_and_what_it_takes_is_named(targets):
+    with pytest.raises(UserError, match=r"lm_head is the head, .* `lora_modules_to_save: \[lm_head\]`"):
+        adapter(base_model("llama"), targets)
+
+
+@pytest.mark.parametrize(
+    "targets, more, said",
+    [
+        ([r".*self_attn(\.q_proj)?"], {}, "LlamaAttention.* is not supported"),
+        (["q_proj"], {"target_parameters": ["up_proj.weight"], "dropout": 0.1}, "lora_dropout != 0"),
+        (["q_proj"], {"target_parameters": ["norm.weight"], "dropout": 0.0}, "1 dimensional"),
+    ],
+)
+def test_an_adapter_that_peft_does_not_have_is_refused_in_one_line(targets, more, said):
+    args = {f"lora_{key}": value for key, value in more.items()}
+    args = ModelConfig(use_peft=True, lora_target_modules=targets, **args)
+    with pytest.raises(UserError, match=f"LlamaForCausalLM cannot have this adapter: .*{said}") as caught:
+        new_adapter(base_model("llama"), args, SFTConfig("out", use_cpu=True, bf16=False))
+    assert "\n" not in str(caught.value)
+
+
+def test_the_seed_alone_draws_an_adapter():
+    model_args, drawn = ModelConfig(use_peft=True, lora_target_modules=["q_proj"]), []
+    for seed in (1, 1, 2):
+        torch.rand(5)  # as whatever came before may draw
+        model = new_adapter(base_model("llama"), model_args, SFTConfig("out", use_cpu=True, bf16=False, seed=seed))
+        drawn.append(next(weights for name, weights in model.named_parameters() if "lora_A" in name))
+    assert torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[0], drawn[2])
 
 
 def test_names_patterns_and_all_linear_are_taken():

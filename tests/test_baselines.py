@@ -26,6 +26,8 @@ from transformers import (
     DebertaV2Model,
     DistilBertConfig,
     DistilBertModel,
+    FNetConfig,
+    FNetModel,
     ModernBertConfig,
     ModernBertModel,
     PreTrainedTokenizerFast,
@@ -63,6 +65,7 @@ ARCHITECTURES = {
     "bert": (BertModel, BertConfig, SIZES),
     "roberta": (RobertaModel, RobertaConfig, SIZES),
     "distilbert": (DistilBertModel, DistilBertConfig, {"dim": 32, "hidden_dim": 64, "n_layers": 1, "n_heads": 2}),
+    "fnet": (FNetModel, FNetConfig, SIZES),  # no attention
     "modernbert": (ModernBertModel, ModernBertConfig, SIZES | {"cls_token_id": 2, "sep_token_id": 1}),
     "t5": (T5Model, T5Config, T5_SIZES),
     "deberta-v3": (DebertaV2Model, DebertaV2Config, DEBERTA_V3),  # no SDPA
@@ -442,7 +445,7 @@ def test_a_frozen_encoder_embeds_each_split_once_and_keeps_the_best_C(task_folde
     script("train_linear").main(frozen(base, "C: [1e-6, 300, 1e-5]"))
     data = load_data(read_task(Path("data/toy.yaml")))
     splits = [list(data.splits[split]["text"]) for split in ("train", "validation", "test")]
-    assert [list(each) for each in embedded] == splits
+    assert [list(each) for each in embedded[2:]] == splits  # after two texts together, and one of them alone
 
     folder = task_folder / "runs/toy/frozen"
     result = json.loads((folder / "metrics.json").read_text())
@@ -474,6 +477,10 @@ def test_a_frozen_encoder_honours_class_weights_and_truncates(task_folder, texts
 def test_what_cannot_be_embedded_is_refused_in_one_line(task_folder, texts):
     base = save_encoder(task_folder / "base", "bert", texts)
     main = script("train_linear").main
+
+    def classify(base: str, length: str) -> None:
+        script("train_cls").main(argv(base, "--max_length", length))
+
     for line, reason in (
         ("linear_model: tfidf", "is not read by linear_model: tfidf; take it out"),
         ("model_name_or_path: null", "embedding needs a model_name_or_path, and no other takes one"),
@@ -487,6 +494,14 @@ def test_what_cannot_be_embedded_is_refused_in_one_line(task_folder, texts):
         main(frozen(base))
     with pytest.raises(UserError, match="it has a decoder"):
         main(frozen(save_encoder(task_folder / "t5", "t5", texts)))
+    with pytest.raises(UserError, match="FNetModel reads padding, so that a text's embedding depends on its neigh"):
+        main(frozen(save_encoder(task_folder / "fnet", "fnet", texts)))
+    roberta = Path(save_encoder(task_folder / "roberta", "roberta", texts))  # 512 positions, the first for padding
+    config = json.loads((roberta / "tokenizer_config.json").read_text()) | {"model_max_length": 600}
+    (roberta / "tokenizer_config.json").write_text(json.dumps(config))
+    for run in (lambda: main(frozen(str(roberta), "max_length: 512")), lambda: classify(str(roberta), "512")):
+        with pytest.raises(UserError, match="its forward fails on 512 tokens, which `max_length` allows"):
+            run()
 
 
 def test_an_encoder_with_other_weights_is_refused(task_folder, texts):

@@ -2,20 +2,23 @@
 
 import json
 import re
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
-from bases import BASES, ENCODERS, one_label_at_a_time, random_base, random_encoder, shake
+from bases import BASES, ENCODERS, EXPERTS, HEAD, one_label_at_a_time, random_base, random_encoder, shake
 from conftest import COMPANIES, SMALL, TEXTS, script
 from peft import LoraConfig, get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, BertConfig, GPT2Config
-from trl import SFTConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BertConfig, GPT2Config, XLNetConfig
+from trl import ModelConfig, SFTConfig, SFTTrainer
 
 from fintune.cli import command
 from fintune.deploy.classifier import Classifier
 from fintune.errors import UserError
 from fintune.model import plain
+from fintune.model.adapter import new_adapter
+from fintune.model.encoder import EncoderInput
 from fintune.model.load import merged
 from fintune.model.plain import FITS
 from fintune.model.prompt import IGNORE
@@ -23,7 +26,7 @@ from fintune.scoring.encoder_scorer import EncoderScorer
 from fintune.scoring.greedy import greedy_label_rate
 from fintune.scoring.label_scorer import LabelScorer
 from fintune.training.own_forward import OwnForwardTrainer, choose_trainer
-from fintune.training.shared_prefix import SharedPrefixCollator
+from fintune.training.shared_prefix import SharedPrefixCollator, SharedPrefixTrainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 OWN = [name for name, (_, _, fits) in BASES.items() if not fits and "window 60" not in name]
@@ -151,6 +154,100 @@ def test_class_weights_are_not_dropped_with_a_base_that_does_not_fit(toy):
         choose_trainer(collator, random_base("mistral, window 8", prompt.tokenizer), rows)
 
 
+def mixture(kind: str, prompt):
+    """A base with routers, whose recipe's coefficient for them is 0.02."""
+    config = AutoConfig.for_model(
+        kind, **MIXTURE, vocab_size=len(prompt.tokenizer), eos_token_id=prompt.tokenizer.eos_token_id, pad_token_id=0
+    )
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+    shake(model)
+    model.config.name_or_path = kind
+    return model
+
+
+MIXTURE = {**EXPERTS, **HEAD, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
+MIXTURE |= {"num_attention_heads": 4, "max_position_embeddings": 512, "router_aux_loss_coef": 0.02}
+
+
+@pytest.mark.parametrize(
+    "kind, trainer, said",
+    [
+        ("mixtral", SFTTrainer, "its rows are padded: slower (`router_aux_loss_coef: 0` leaves that loss out)"),
+        ("granitemoe", OwnForwardTrainer, "read by its own forward"),  # TRL's head does not find its experts
+    ],
+)
+def test_the_routers_loss_is_not_lost_with_a_shared_line(toy, tmp_path, kind, trainer, said, capsys):
+    _, data, prompt, _ = toy
+    model, dataset = mixture(kind, prompt), prompt.training_rows(data.splits["train"])
+    collator = SharedPrefixCollator.of("shared_prefix", dataset)
+    assert choose_trainer(collator, model, dataset) == (trainer, None)
+    assert f"{kind} does not fit `batching: shared_prefix` (its routers' loss" in (out := capsys.readouterr().out)
+    assert said in out
+    assert choose_trainer(collator, model, dataset, router_aux_loss_coef=0.0) == (SharedPrefixTrainer, collator)
+    # SFTTrainer writes a coefficient into the config, where None takes it from
+    losses = [loss_of(trainer, model, dataset, prompt, tmp_path, coefficient) for coefficient in (None, 0.0, 0.5)]
+    ids = torch.tensor([row["input_ids"] for row in rows_of_one_length(dataset)])
+    with torch.no_grad():
+        routers = model(ids, use_cache=False, output_router_logits=True).aux_loss.item()
+    assert losses[0] - losses[1] == pytest.approx(0.02 * routers, rel=1e-3)
+    assert losses[2] - losses[1] == pytest.approx(0.5 * routers, rel=1e-3)
+
+
+def rows_of_one_length(dataset) -> list[dict]:
+    return [row for row in dataset if len(row["input_ids"]) == len(dataset[0]["input_ids"])][:4]
+
+
+def loss_of(trainer_class, model, dataset, prompt, folder, coefficient: float | None) -> float:
+    settings = {"use_cpu": True, "bf16": False, "report_to": "none", "router_aux_loss_coef": coefficient}
+    settings["dataset_kwargs"] = {"skip_prepare_dataset": True}
+    trainer = trainer_class(
+        model=model,
+        args=SFTConfig(str(folder / "out"), **settings),
+        train_dataset=dataset,
+        processing_class=prompt.tokenizer,
+    )
+    with torch.no_grad():
+        return trainer.compute_loss(model.eval(), trainer.data_collator(rows_of_one_length(dataset))).item()
+
+
+def test_a_coefficient_of_routers_that_a_base_does_not_have_is_refused(toy, tmp_path):
+    _, data, prompt, model = toy
+    dataset = prompt.training_rows(data.splits["train"])
+    with pytest.raises(UserError, match=r"`router_aux_loss_coef` is 0\.1: Qwen3ForCausalLM has no routers"):
+        choose_trainer(None, model, dataset, router_aux_loss_coef=0.1)
+    model = random_base("llama 4", prompt.tokenizer)  # whose routers give their logits and no loss
+    model.config.router_aux_loss_coef = 0.02
+    loss = loss_of(OwnForwardTrainer, model, dataset, prompt, tmp_path, None)
+    assert loss == pytest.approx(loss_of(OwnForwardTrainer, model, dataset, prompt, tmp_path, 0.0))
+    with pytest.raises(UserError, match=r"`router_aux_loss_coef` is 0\.1, and .* no loss of its routers"):
+        loss_of(OwnForwardTrainer, model, dataset, prompt, tmp_path, 0.1)
+
+
+@pytest.mark.parametrize("whole, adapted", [("self_attn", "up_proj"), ("layers.1", "q_proj"), ("mlp", "q_proj")])
+def test_a_layer_trained_whole_is_seen_by_what_is_compared(toy, whole, adapted):
+    """PEFT's copy of an attention has a configuration of its own, so that it keeps its own attention."""
+    _, data, prompt, model = toy
+    args = ModelConfig(use_peft=True, lora_target_modules=[adapted], lora_modules_to_save=[whole])
+    model = new_adapter(model, args, SFTConfig("out", use_cpu=True, bf16=False))
+    LabelScorer(model, prompt).check(data.splits["test"]["text"])
+    dataset = prompt.training_rows(data.splits["train"])
+    chosen, _ = choose_trainer(SharedPrefixCollator.of("shared_prefix", dataset), model, dataset)
+    fits = whole == "mlp"
+    assert (FITS[model.get_base_model()] is not None, chosen is SharedPrefixTrainer) == (fits, fits)
+
+
+def test_an_adapter_that_a_layer_cannot_have_is_refused_in_one_line(toy):
+    _, data, prompt, _ = toy
+    everything = ModelConfig(use_peft=True, lora_target_modules=["all-linear"], lora_dropout=0.0)
+    args = SFTConfig("out", use_cpu=True, bf16=False)
+    with pytest.raises(UserError, match=r"MambaForCausalLM cannot have this adapter: .*out_proj.*; change `lora_tar"):
+        new_adapter(random_base("mamba", prompt.tokenizer), everything, args)
+    model = new_adapter(random_base("llama 4", prompt.tokenizer), everything, args)  # whose router gives a pair
+    with pytest.raises(UserError, match=r"its own forward fails .*, or other `lora_target_modules`, or take"):
+        LabelScorer(model, prompt).check(data.splits["test"]["text"])
+
+
 def saved(name: str, prompt, folder) -> list[str]:
     """Flags that train on such a base, in a folder as a user would have it."""
     random_base(name, prompt.tokenizer).save_pretrained(folder)
@@ -164,6 +261,7 @@ def test_a_run_on_a_base_with_windows_answers_alike_everywhere(toy, tmp_path, ca
     out = capsys.readouterr()
     assert f"{tmp_path}/windows does not fit the fast path" in out.err
     assert f"batching: {tmp_path}/windows does not fit `batching: shared_prefix`" in out.out
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["training"]["trainer"] == "OwnForwardTrainer"
     check_answers(tmp_path, capsys)
 
 
@@ -180,11 +278,20 @@ def test_one_end_of_a_tied_base_is_merged_without_the_other(toy, modules):
     assert plain_model.config.tie_word_embeddings == (modules == ["q_proj"])
 
 
+def test_a_run_with_an_attention_trained_whole_answers_alike_everywhere(toy, tmp_path, capsys):
+    with (tmp_path / "small.yaml").open("a") as recipe:
+        recipe.write("lora_modules_to_save: [self_attn]\nlora_target_modules: [up_proj]\n")
+    script("train_sft").main(["data/toy.yaml", "small.yaml", *SMALL, "--output_dir", "run", "--learning_rate", "1e-2"])
+    assert "does not fit `batching: shared_prefix`" in capsys.readouterr().out
+    check_answers(tmp_path, capsys)
+
+
 def test_a_run_with_adapted_embeddings_on_a_tied_base_answers_alike_everywhere(toy, tmp_path, capsys):
     with (tmp_path / "small.yaml").open("a") as recipe:
         recipe.write("lora_modules_to_save:\nlora_target_modules: [q_proj, embed_tokens]\n")
     flags = [*SMALL, "--output_dir", "run", "--learning_rate", "1e-2", "--num_train_epochs", "4"]
     script("train_sft").main(["data/toy.yaml", "small.yaml", *flags])
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["training"]["trainer"] == "SharedPrefixTrainer"
     assert json.loads((tmp_path / "run/base/config.json").read_text())["tie_word_embeddings"]
     check_answers(tmp_path, capsys)
 
@@ -204,6 +311,39 @@ def check_answers(folder, capsys) -> None:
     assert AutoTokenizer.from_pretrained(folder / "exported").get_vocab() == prompt.tokenizer.get_vocab()
     scores = one_label_at_a_time(model, prompt, [row["text"] for row in rows]) / classifier.calibration["temperature"]
     np.testing.assert_allclose(torch.tensor(scores).softmax(-1).numpy(), recorded, atol=1e-4)
+
+
+def test_a_length_that_a_base_has_no_positions_for_is_refused_before_training(toy, tmp_path):
+    """RoBERTa counts from its padding token on, so that it reads fewer than its config has; GPT-2 learns positions."""
+    _, data, prompt, _ = toy
+    row = prompt.training_rows(data.splits["train"])[0]["input_ids"]
+    roberta, encoder = random_encoder("roberta", ["profit rose"])
+    ids = encoder.encode(["profit rose"])[0]
+    state = torch.get_rng_state()
+    plain.check_longest(roberta, ids, 127)
+    assert torch.equal(torch.get_rng_state(), state)  # though there was dropout
+    with pytest.raises(UserError, match=r"its forward fails on 128 tokens, which `max_length` allows \(.*; lower it"):
+        plain.check_longest(roberta, ids, 128)
+    config = GPT2Config(vocab_size=len(prompt.tokenizer), n_embd=32, n_head=2, n_layer=2, n_positions=100)
+    config.eos_token_id, config.bos_token_id = prompt.tokenizer.eos_token_id, None
+    model = AutoModelForCausalLM.from_config(config).eval()
+    plain.check_longest(model, row, 100, use_cache=False)
+    assert not model.training
+    model.save_pretrained(tmp_path / "gpt2")
+    prompt.tokenizer.save_pretrained(tmp_path / "gpt2")
+    flags = ["--model_name_or_path", str(tmp_path / "gpt2"), "--lora_modules_to_save", "wte"]
+    for length, fails in (("101", True), ("100", False)):
+        words = ["data/toy.yaml", "small.yaml", *SMALL, *flags, "--output_dir", "run", "--max_length", length]
+        words += ["--lora_target_modules", "c_attn"]
+        with pytest.raises(UserError, match="fails on 101 tokens") if fails else nullcontext():
+            script("train_sft").main(words)
+
+
+def test_an_encoder_without_a_bound_of_positions_is_read():
+    config = XLNetConfig(vocab_size=50, d_model=16, n_layer=1, n_head=2, d_inner=16, pad_token_id=0)
+    tokenizer = random_encoder("bert", ["profit rose"])[1].tokenizer
+    assert config.max_position_embeddings == -1
+    assert EncoderInput(tokenizer, config, 128).encode(["profit " * 200])[0][-1] == tokenizer.sep_token_id
 
 
 @pytest.mark.parametrize("name", ENCODERS)

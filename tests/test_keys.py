@@ -2,7 +2,9 @@
 
 import dataclasses
 import inspect
+import json
 import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -22,7 +24,7 @@ BERT = str(ROOT / "configs/baselines/bert-base.yaml")
 # what a value of each kind becomes, for a key to differ from its default
 OTHER = {"eval_do_concat_batches": "false", "remove_unused_columns": "false", "lora_task_type": "SEQ_CLS"}
 OTHER |= {"hub_strategy": "end", "packing_strategy": "wrapped", "truncation_mode": "keep_end", "loss_type": "dft"}
-OTHER |= {"dataset_num_proc": "4", "pad_to_multiple_of": "8", "router_aux_loss_coef": "0.1", "local_rank": "3"}
+OTHER |= {"dataset_num_proc": "4", "pad_to_multiple_of": "8", "local_rank": "3"}
 OTHER |= {"include_for_metrics": "[loss]", "label_names": "[label]", "model_init_kwargs": "{use_cache: false}"}
 OTHER |= {"parallelism_config": "{tp_size: 2}", "dataset_kwargs": "{skip_prepare_dataset: false}"}
 OTHER |= {"liger_kernel_config": "{rope: true}", "dataset_text_field": "title", "length_column_name": "size"}
@@ -57,7 +59,7 @@ def test_a_refused_flag_is_the_command_lines_and_a_default_asks_for_nothing():
         sft("--no_remove_unused_columns")
     Path("over.yaml").write_text("packing: false\ndataset_text_field: text\nrouter_aux_loss_coef: 0\ndo_train: null\n")
     assert sft("--loss_type", "chunked_nll", layers=("small.yaml", "over.yaml"))
-    for key, value in (("loss_type", "dft"), ("pad_to_multiple_of", "8"), ("router_aux_loss_coef", "0.1")):
+    for key, value in (("loss_type", "dft"), ("pad_to_multiple_of", "8")):
         assert str(getattr(sft("--batching", "padded", f"--{key}", value).training_args, key)) == value
 
 
@@ -147,7 +149,7 @@ def test_every_key_is_refused_or_read():
         "max_length",
         "pad_token",
     }  # read by fintune
-    theirs = {"activation_offloading", *refused.SHARED_PREFIX}  # of SFTTrainer's steps
+    theirs = {"activation_offloading", "router_aux_loss_coef", *refused.SHARED_PREFIX}  # of SFTTrainer's steps
     of_sft = {field.name for field in dataclasses.fields(SFTConfig)}
     of_trainer = {field.name for field in dataclasses.fields(TrainingArguments)}
     assert of_sft - of_trainer == ours | theirs | (refused.SFT.keys() - of_trainer - {"lora_task_type"})
@@ -210,3 +212,30 @@ def test_a_tiny_model_that_cannot_be_is_refused(stated, message):
     Path("over.yaml").write_text(f"tiny_config: {stated}\n")
     with pytest.raises(UserError, match=message):
         script("train_sft").main(["data/toy.yaml", "small.yaml", "over.yaml", *SMALL])
+
+
+@pytest.mark.parametrize(
+    "flag", ["seed", "learning_rate", "lora_r", "output_dir", "per_device_eval_batch_size", "lora_alpha"]
+)
+def test_an_evaluation_refuses_flags_that_it_does_not_read(flag, run_dir):
+    for words in ([str(run_dir)], ["some/model", "--task", "data/toy.yaml"]):
+        with pytest.raises(
+            UserError, match=rf"^command line: --{flag} changes nothing in an evaluation, .*, max_length"
+        ):
+            script("evaluate").main([*words, f"--{flag}", "7"])
+    assert not list(run_dir.glob("*-flags*"))
+
+
+def test_an_evaluation_of_a_model_without_a_trainer_refuses_its_keys_too():
+    recipe = str(ROOT / "configs/baselines/tfidf.yaml")
+    script("train_linear").main(["data/toy.yaml", recipe, "--report_to", "none"])
+    with pytest.raises(UserError, match=r"--ngram_max changes nothing in an evaluation"):
+        script("evaluate").main(["runs/toy/tfidf", "--ngram_max", "3"])
+
+
+def test_an_evaluation_reads_what_it_takes(run_dir, tmp_path):
+    run = shutil.copytree(run_dir, tmp_path / "runs/toy/copy")
+    script("evaluate").main([str(run), "--max_length", "50", "--dtype", "bfloat16", "--report_to", "none"])
+    whole, cut = (json.loads((run / f"metrics{end}.json").read_text()) for end in ("", "-flags"))
+    assert cut["test"]["log_loss"] != whole["test"]["log_loss"]
+    assert (cut["identity"], cut["model"]) == (whole["identity"], whole["model"])

@@ -2,12 +2,14 @@
 
 import os
 from dataclasses import replace
+from datetime import date, datetime, time
 
 import pytest
 from conftest import ROOT
 from jinja2 import Environment
 
 from fintune.errors import UserError
+from fintune.model.chat_date import freeze_date
 from fintune.model.prompt import IGNORE, Prompt
 
 HOSTILE = [
@@ -107,6 +109,17 @@ def test_a_chat_template_that_leaves_the_text_out_is_refused(toy, template):
     prompt.tokenizer.chat_template = template
     with pytest.raises(UserError, match="its chat template leaves out what the user says; name another in"):
         Prompt(task, prompt.tokenizer, 120)
+
+
+@pytest.mark.parametrize(
+    "form", ["%d %b %Y", "%-d %B", "%h %d", "%-I %p", "%Y-%m-%dT%H:%M:%S.%fZ", "%H:%M%z %Z", "%-j"]
+)
+def test_a_chat_template_is_given_a_date_in_the_form_that_it_asks_for(toy, form):
+    tokenizer, midnight = toy[2].tokenizer, datetime.combine(date.today(), time())
+    tokenizer.chat_template = f"[{{{{ strftime_now('{form}') }}}}]"
+    freeze_date(tokenizer)
+    turn = [{"role": "user", "content": "x"}]
+    assert tokenizer.apply_chat_template(turn, tokenize=False) == f"[{midnight.strftime(form)}]"
 
 
 def test_pad_equal_to_end_is_refused(toy):

@@ -1,18 +1,36 @@
-"""PEFT's configuration of a recipe's adapter; what a recipe names and the model lacks is refused before training."""
+"""A recipe's adapter on its base; what a recipe names and the model lacks is refused before training."""
 
 from collections.abc import Iterable
 
 import torch
-from peft import LoraConfig
+from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from peft.utils.constants import INCLUDE_LINEAR_LAYERS_SHORTHAND, TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, set_seed
 from transformers.pytorch_utils import Conv1D
-from trl import ModelConfig, get_peft_config
+from trl import ModelConfig, SFTConfig, get_peft_config
 
 from fintune.errors import UserError
 
 ADAPTED = (torch.nn.Linear, Conv1D, torch.nn.Embedding)  # what LoRA can be on; quantized layers are Linear too
+
+
+def new_adapter(model: PreTrainedModel, model_args: ModelConfig, training_args: SFTConfig) -> PeftModel:
+    """The base with a new adapter, drawn as SFTTrainer would draw it, so that all of it is looked at before training.
+
+    Raises:
+        UserError: the recipe names what the model lacks, or PEFT has no such adapter for one of the layers.
+    """
+    config, plugin = peft_config(model_args, model), training_args.deepspeed_plugin
+    mixed = plugin is None or plugin.zero_stage != 3 or getattr(model, "is_quantized", False)  # see SFTTrainer
+    set_seed(training_args.seed)
+    try:
+        return get_peft_model(model, config, autocast_adapter_dtype=mixed)
+    except (ValueError, TypeError, NotImplementedError) as error:
+        why = " ".join(str(error).split())
+        raise UserError(
+            f"{type(model).__name__} cannot have this adapter: {why}; change `lora_target_modules` or what it names"
+        ) from error
 
 
 def peft_config(model_args: ModelConfig, model: PreTrainedModel) -> LoraConfig:
@@ -37,9 +55,18 @@ def peft_config(model_args: ModelConfig, model: PreTrainedModel) -> LoraConfig:
 
 
 def _check_target_modules(config: LoraConfig, model: PreTrainedModel) -> None:
-    """ModelConfig makes a list of one name a string, which PEFT reads as a pattern; a plain name stays a name."""
+    """ModelConfig makes a list of one name a string, which PEFT reads as a pattern; a plain name stays a name.
+
+    The head has no adapter: SFTTrainer multiplies states by its weight alone.
+    """
     head, wanted = model.get_output_embeddings(), config.target_modules
     layers = {name: each for name, each in model.named_modules() if isinstance(each, ADAPTED) and each is not head}
+    ends = [name for name, each in model.named_modules() if each is head and wanted and _targets(wanted, name, config)]
+    if ends:
+        raise UserError(
+            f"`lora_target_modules`: {ends[0]} is the head, which takes no adapter; leave it out, or train all of it "
+            f"with `lora_modules_to_save: [{ends[0].split('.')[-1]}]`"
+        )
     if wanted is None:
         known = model.config.model_type in TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
         wanted = [] if known or config.target_parameters else ["(nothing)"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-CODES = "aAbBcdeDFGHIjmMpSTuUVwWxXyY"  # of strftime; a time is midnight's
+CODES = "aAbBcdeDfFGhHIjmMpSTuUVwWxXyYzZ"  # of strftime; a time is midnight's, in no zone
+UNPADDED = "dHIjmMSUVWy"  # those that `%-` takes zeros from
 FROZEN = re.compile(r"\{#- The date of this run: (\d{4}-\d\d-\d\d)\b")
 
 
@@ -26,7 +27,8 @@ def freeze_date(tokenizer: PreTrainedTokenizerBase, begun: Path | None = None) -
     checkpoints = sorted(begun.glob("checkpoint-*/chat_template.jinja")) if begun else []
     dates = [found[1] for path in checkpoints if (found := FROZEN.match(path.read_text(encoding="utf-8")))]
     day = date.fromisoformat(dates[-1]) if dates else date.today()
-    values = {code: day.strftime(f"%{code}") for code in CODES} | {"-d": str(day.day), "-m": str(day.month), "%": "%"}
+    values = {code: day.strftime(f"%{code}") for code in CODES}
+    values |= {f"-{code}": str(int(values[code])) for code in UNPADDED} | {"%": "%"}
     filled = "".join(f" | replace('%{code}', {json.dumps(value)})" for code, value in values.items())
     head = f"{{#- The date of this run: {day}, whenever it is asked. -#}}"
     head += f"{{%- macro strftime_now(format) -%}}{{{{ format{filled} }}}}{{%- endmacro -%}}"

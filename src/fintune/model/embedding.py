@@ -14,6 +14,9 @@ from fintune.data.inputs import Input
 from fintune.errors import UserError
 from fintune.model.encoder import EncoderInput, check_tokenizer, refuse_damaged
 from fintune.model.load import load_tokenizer, missing_model
+from fintune.model.plain import check_longest
+
+SAME = 1e-4  # of an embedding's length 1, in float32
 
 
 class Embedder:
@@ -68,11 +71,12 @@ def load_embedder(
 
     Args:
         max_length: tokens of a text with its special tokens; longer texts are truncated.
-        texts: what its tokenizer is checked on, see `check_tokenizer`; none where it was checked before.
+        texts: what it is checked on, see `check_tokenizer` and `_check_model`; none where it was checked before.
         progress: title of a progress bar; None shows none.
 
     Raises:
-        UserError: the model is missing, gated, pickled, has a decoder or lacks weights; its tokenizer is not its own.
+        UserError: the model is missing, gated, pickled, has a decoder or lacks weights; its tokenizer is not its own;
+            it cannot read `max_length` tokens, or reads padding.
     """
     tokenizer = load_tokenizer(base, revision)
     if texts:
@@ -91,4 +95,18 @@ def load_embedder(
     refuse_damaged(base, loading["missing_keys"])
     print(f"model: {base} in {model.dtype}, {model.num_parameters():,} parameters, frozen")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return Embedder(model.to(device), EncoderInput(tokenizer, model.config, max_length), progress)
+    model = model.to(device)
+    if texts:
+        _check_model(Embedder(model, EncoderInput(tokenizer, model.config, max_length)), base, texts)
+    return Embedder(model, EncoderInput(tokenizer, model.config, max_length), progress)
+
+
+def _check_model(embedder: Embedder, base: str, texts: list[str]) -> None:
+    pair = [min(texts, key=len), max(texts, key=len)]
+    check_longest(embedder.model, embedder.encoder.encode(pair[:1])[0], embedder.encoder.max_length)
+    gap = np.abs(embedder.transform(pair)[0] - embedder.transform(pair[:1])[0]).max()
+    if gap > SAME:
+        raise UserError(
+            f"model {base}: {type(embedder.model).__name__} reads padding, so that a text's embedding depends on its "
+            f"neighbours (by {gap:.2g} of its length 1); take an encoder such as BERT"
+        )

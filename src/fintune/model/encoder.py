@@ -85,7 +85,8 @@ class EncoderInput:
                 f"{name}: the tokenizer pads with {pad}, the model takes {config.pad_token_id} for padding; "
                 "fix `pad_token` in tokenizer_config.json or `pad_token_id` in config.json"
             )
-        positions = min(tokenizer.model_max_length, getattr(config, "max_position_embeddings", max_length))
+        positions = getattr(config, "max_position_embeddings", max_length)
+        positions = min(tokenizer.model_max_length, positions if positions > 0 else max_length)  # XLNet: -1, no bound
         if max_length > positions:
             raise UserError(f"{name}: max_length is {max_length}, the model reads {positions} tokens; lower it")
 

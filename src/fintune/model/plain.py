@@ -69,7 +69,8 @@ def misfit(
     except Exception as error:
         raise UserError(
             f"{model.config.name_or_path}: its own forward fails with attention {model.config._attn_implementation}: "
-            f"{_line(error)}; set another `attn_implementation`, such as eager, or take another model"
+            f"{_line(error)}; set another `attn_implementation`, such as eager"
+            f"{', or other `lora_target_modules`' if hasattr(model, 'peft_config') else ''}, or take another model"
         ) from error
     try:
         found, why = fast(), None
@@ -90,6 +91,30 @@ def misfit(
             "followed by; train it with train_cls.py, which is for encoders"
         )
     return why or f"{largest:.2g} nats off, where rounding explains {may:.2g}"  # also NaN
+
+
+def check_longest(model: PreTrainedModel, row: list[int], length: int, **settings) -> None:
+    """Refuse a model that cannot be trained on so many tokens, such as one that has fewer positions.
+
+    Args:
+        row: token ids of a text; its first one fills the row up.
+        settings: of the forward.
+
+    Raises:
+        UserError: the forward fails.
+    """
+    ids, training = torch.tensor([[*row[:1] * (length - len(row)), *row]], device=model.device), model.training
+    try:
+        with torch.random.fork_rng(), torch.no_grad():
+            model.train()(input_ids=ids, **settings)
+        model.train(training)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        raise UserError(
+            f"{model.config.name_or_path}: its forward fails on {length} tokens, which `max_length` allows "
+            f"({_line(error)}); lower it, or take another model"
+        ) from error
 
 
 def _seen_ahead(model: PreTrainedModel, prompt: list[int]) -> float:

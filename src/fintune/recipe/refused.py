@@ -68,7 +68,6 @@ SFT = TRAINER | {
 SHARED_PREFIX = {
     "loss_type": "take nll, or `batching: padded`, which has TRL's losses",
     "pad_to_multiple_of": "`batching: shared_prefix` pads nothing; take it out",
-    "router_aux_loss_coef": "is added with `batching: padded` alone; take that, or take it out",
 }
 ENCODER = TRAINER | {
     "liger_kernel_config": "liger-kernel has no layers of encoders; take it out",
@@ -76,7 +75,7 @@ ENCODER = TRAINER | {
 }
 TRACKIO = ("hub_private_repo", "project", "trackio_bucket_id", "trackio_space_id", "trackio_static_space_id")
 
-SAME = {"loss_type": "chunked_nll", "router_aux_loss_coef": 0.0}  # as what is trained anyway
+SAME = {"loss_type": "chunked_nll"}  # as what is trained anyway
 
 BOUNDS = {  # key -> least, most
     "early_stopping_patience": (1, math.inf),

@@ -25,6 +25,17 @@ from fintune.scoring.linear_scorer import LinearScorer, load_linear
 from fintune.scoring.scorer import Scorer
 
 SCORING = ["--report_to", "none", "--bf16", "false"]  # bf16 is of training; the weights keep their dtype
+# keys that scoring reads, so that a flag may change them; of a decoder also those that say how its base loads
+READ = {"max_length", "min_gpu_gib", "paper_row", "report_to", "run_name", "use_cpu"}
+READ_BY_DECODER = {
+    "attn_implementation",
+    "bnb_4bit_quant_storage",
+    "bnb_4bit_quant_type",
+    "chat_template_path",
+    "dtype",
+}
+READ_BY_DECODER |= {"eos_token", "key_value_heads", "load_in_4bit", "load_in_8bit", "model_name_or_path"}
+READ_BY_DECODER |= {"model_revision", "pad_token", "use_bnb_nested_quant", "wheel"}
 ARGUMENTS = {
     "train_sft.py": (SftArguments, SFTConfig, ModelConfig),
     "train_cls.py": (EncoderArguments, TrainingArguments),
@@ -38,6 +49,23 @@ def read_recipe(folder: Path, script: str, flags: list[str] = ()) -> Recipe:
     scoring = SCORING if script in ("train_sft.py", "train_cls.py") else SCORING[:2]  # the others have no bf16
     words = [str(folder / "recipe.yaml"), "--output_dir", str(folder), *scoring, *flags]
     return parse_recipe(words, *ARGUMENTS[script])
+
+
+def check_flags(script: str, flags: list[str]) -> None:
+    """Refuse flags that scoring does not read: those of training and of the output.
+
+    Args:
+        script: that trained the model, or would.
+
+    Raises:
+        UserError: names the flag and those that are read.
+    """
+    read = READ | (READ_BY_DECODER if script == "train_sft.py" else set())
+    for flag in (word.split("=")[0] for word in flags if word.startswith("--")):
+        if flag[2:] not in read:
+            raise UserError(
+                f"command line: {flag} changes nothing in an evaluation, which reads {', '.join(sorted(read))}"
+            )
 
 
 def check_data(folder: Path, result: dict, data: TaskData) -> None:

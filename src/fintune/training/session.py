@@ -142,7 +142,7 @@ def train(trainer: Trainer, recipe: Recipe, data: TaskData, summary: dict) -> di
         summary: the model's, of `model_summary`.
 
     Returns:
-        `training` of metrics.json: the Trainer's own metrics, steps, the checkpoint resumed from, the log.
+        `training` of metrics.json: the Trainer's own metrics, steps, what it resumed from, the trainer, the log.
 
     Raises:
         UserError: the disk is too small, memory ran out, or the checkpoint is another run's.
@@ -164,7 +164,7 @@ def train(trainer: Trainer, recipe: Recipe, data: TaskData, summary: dict) -> di
         output = trainer.train(checkpoint)
     state = trainer.state
     training = {**_of_all_parts(output.metrics, before), "steps": output.global_step, "resumed_from": checkpoint}
-    training["log"] = state.log_history
+    training |= {"trainer": type(trainer).__name__, "log": state.log_history}
     if state.best_metric is not None:
         name = args.metric_for_best_model.removeprefix("eval_")
         training |= {"best_step": state.best_global_step, f"best_eval_{name}": state.best_metric}
