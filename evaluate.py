@@ -8,6 +8,9 @@ Takes runs of every training script. (`import evaluate` still means the PyPI pac
 this folder, see src/fintune/scoring/metrics.py.)
 """
 
+import fintune.interrupt  # noqa: F401  before what takes seconds to load
+
+# isort: split
 import argparse
 from pathlib import Path
 

@@ -5,6 +5,9 @@
 The sibling of train_sft.py: same rows, splits, metrics and files. The epoch that is best on validation is kept.
 """
 
+import fintune.interrupt  # noqa: F401  before what takes seconds to load
+
+# isort: split
 from pathlib import Path
 
 from transformers import DataCollatorWithPadding, EarlyStoppingCallback, TrainingArguments

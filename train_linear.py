@@ -5,6 +5,9 @@
 The sibling of train_sft.py: same rows, splits, metrics and files. Seconds on any CPU, with an encoder minutes.
 """
 
+import fintune.interrupt  # noqa: F401  before what takes seconds to load
+
+# isort: split
 import time
 from pathlib import Path
 

@@ -5,6 +5,9 @@
 After arXiv 2512.00630. A run is YAML layered left to right, then flags, with the Hugging Face names (see configs/).
 """
 
+import fintune.interrupt  # noqa: F401  before what takes seconds to load
+
+# isort: split
 from trl import ModelConfig, SFTConfig
 
 from fintune.data.load import inputs_of, load_data

@@ -23,7 +23,7 @@ from fintune.results.cascade import Member, check_stages, scored
 from fintune.results.restore import check_data, read_recipe
 from fintune.results.runs import machine_of, read_run
 from fintune.results.tables import commit_of, markdown_table
-from fintune.scoring.guarantee import NEVER, StageScores, choose, measured, stage_of
+from fintune.scoring.guarantee import NEVER, StageScores, choose, measured, route
 from fintune.scoring.metrics import accuracy_interval
 from fintune.scoring.paired import exact_mcnemar
 
@@ -91,9 +91,13 @@ def test_scores(member: Member) -> StageScores:
 
 def on_test(test: list[StageScores], thresholds: tuple[float, ...], names: list[str]) -> dict:
     """What thresholds bring on the test rows; `p` compares with the slowest run, abstained rows by its own answers."""
-    at = stage_of(np.stack([stage.confidence for stage in test]), thresholds)
-    last = max(number for number, threshold in enumerate(thresholds) if threshold < NEVER)
-    answers = np.choose(np.where(at < len(test), at, last), [stage.correct for stage in test])
+    answers = np.empty_like(test[0].correct)
+
+    def ask(stage: int, rows: np.ndarray) -> np.ndarray:
+        answers[rows] = test[stage].correct[rows]
+        return test[stage].confidence[rows]
+
+    at = route(thresholds, len(answers), ask)
     labelled = at < len(test)
     policy = measured(test, thresholds, 1.0)
     return {

@@ -17,7 +17,7 @@ from fintune.errors import EXTRAS
 PACKAGE = ROOT / "src/fintune"
 SCRIPTS = ["evaluate.py", "train_cls.py", "train_linear.py", "train_sft.py"]
 LAYERS = [  # a module imports from its own layer and from those before it
-    {"errors", "files", "machine"},
+    {"errors", "files", "interrupt", "machine"},
     {"recipe"},
     {"data"},
     {"model"},

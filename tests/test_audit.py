@@ -57,6 +57,21 @@ def test_each_planted_fault_is_counted(task_folder):
     assert audit.lines(found | {"odd": odd})[2] == "audit: 1 texts have two labels; no row is odd."
 
 
+def test_a_test_row_that_is_in_validation_alone_has_leaked(task_folder):
+    rows = {
+        "train": "birch opens a branch in town,up\noak sells its old shares,down\n",
+        "validation": "elm raises what it pays this year,up\nfir closes two mills up north,down\n",
+        "test": "Elm raises what it pays this year!,up\nash names another person to lead it,down\n",
+    }
+    for split, lines in rows.items():
+        (task_folder / f"data/{split}.csv").write_text("text,label\n" + lines)
+    files = {split: str(task_folder / f"data/{split}.csv") for split in rows}
+    task = make_task({"task": "toy", "labels": ["up", "down"], "files": files, "template": "x.jinja"}, "toy")
+    data = load_data(task)
+    assert audit.audit(task, data)["leaked"] == {"exact": 0, "normalised": 1, "near": 1}
+    assert data.clean == [False, True]
+
+
 def test_a_leak_stops_training_unless_the_task_allows_it(task_folder):
     planted(task_folder)
     argv = ["data/leaky.yaml", "small.yaml", *SMALL]

@@ -67,11 +67,11 @@ TEXTS = ["A1 rose on Monday", "B2 demand above supply", "C3 supply above demand"
 def test_each_text_is_answered_by_the_first_stage_that_is_sure(runs, monkeypatch):
     monkeypatch.chdir(runs)
     first, second = stage(runs, "words", 0.8), stage(runs, "pairs", 0.9)
-    expected = [one.probabilities(TEXTS) for one in (first, second)]
+    expected = [one.scores(TEXTS)[0] for one in (first, second)]
     seen = []
-    score = second.scorer.probabilities
-    monkeypatch.setattr(second.scorer, "probabilities", lambda texts, bar: seen.extend(texts) or score(texts, bar))
-    found, stage_of = CascadeScorer([first, second]).answers(TEXTS)
+    score = second.scorer.scores
+    monkeypatch.setattr(second.scorer, "scores", lambda texts, bar: seen.extend(texts) or score(texts, bar))
+    found, _, stage_of = CascadeScorer([first, second]).answers(TEXTS)
     for row in range(len(TEXTS)):
         sure = [number for number in (0, 1) if expected[number][row].max() >= (0.8, 0.9)[number]]
         assert stage_of[row] == (sure or [2])[0]
@@ -106,7 +106,7 @@ def test_a_cascade_is_a_run_like_any_other(runs, monkeypatch, capsys):
     assert command(["predict", str(folder), "in.csv", "-o", "out.csv"]) == 0
     with open("out.csv", newline="") as file:
         rows = list(csv.DictReader(file))
-    expected, stage_of = load_scorer(folder, verified_result(folder)).answers(TEXTS)
+    expected, _, stage_of = load_scorer(folder, verified_result(folder)).answers(TEXTS)
     names = [*found["answered_by"], ""]
     assert [row["stage"] for row in rows] == [names[at] for at in stage_of]
     assert [row["abstained"] for row in rows] == [str(at == len(names) - 1) for at in stage_of]

@@ -1,6 +1,7 @@
 """The command answers help and mistakes at once and in one line, and ends with the exit code that it promises."""
 
 import json
+import os
 import resource
 import signal
 import subprocess
@@ -171,6 +172,30 @@ def cpu_seconds(*words: str) -> float:
 )
 def test_it_starts_fast(seconds, words):
     assert min(cpu_seconds(*words) for _ in range(2)) < seconds
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])
+@pytest.mark.parametrize(
+    ("library", "words"),
+    [
+        ("trl", ["train_sft.py"]),
+        ("transformers", ["train_cls.py"]),
+        ("numpy", ["train_linear.py"]),
+        ("numpy", ["evaluate.py"]),
+        ("typer", ["-m", "fintune.cli"]),
+        ("numpy", ["-m", "fintune.cli", "audit", "data/topic.yaml"]),
+    ],
+)
+def test_a_signal_while_libraries_load_ends_without_a_traceback(library, words, name, tmp_path):
+    stopped = "import os, signal, time\nos.kill(os.getpid(), signal.{})\ntime.sleep(60)\n"
+    (tmp_path / f"{library}.py").write_text(stopped.format(name))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT / "src")])}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=50
+    )
+    signum = signal.Signals[name]
+    assert done.returncode in (-signum, 128 + signum)  # a shell shows 128 + signum for both
+    assert done.stdout == "" and done.stderr in ("", "interrupted; what was saved before is kept\n")
 
 
 def test_a_missing_extra_is_named_with_the_remedy(run_folder):

@@ -259,18 +259,18 @@ def test_an_encoder_reads_a_second_segment(tmp_path):
         tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
         encoder = EncoderInput(tokenizer, config, 30)
         plain = {"text": "profit rose", **SOURCES}
-        found = encoder.features([plain, {**plain, "ticker": "</s> <pad>"}, {**plain, "text": "profit rose " * 40}])
+        found, cut = encoder.read([plain, {**plain, "ticker": "</s> <pad>"}, {**plain, "text": "profit rose " * 40}])
         first, hostile, long = found["input_ids"]
         assert tokenizer.decode(first, skip_special_tokens=True) == "profit rose ticker : ald ; source : wire"
         assert hostile.count(1) == first.count(1) == 2 and hostile.count(0) == 0
         assert len(long) == 30 and encoder.truncated_texts == 1 and long[-8:] == first[-8:]
-        assert ("token_type_ids" in found) == segments
+        assert cut == [False, False, True] and ("token_type_ids" in found) == segments
         if segments:
             assert found["token_type_ids"][0] == [0] * 4 + [1] * (len(first) - 4)
             assert next(encoder.batches([plain], config_device()))[1]["token_type_ids"].shape == (1, len(first))
         with pytest.raises(UserError, match=r"its columns take .* of max_length 30; shorten"):
-            encoder.features([{**plain, "source": "wire " * 40}])
-        assert list(encoder.features(["profit rose"])) == ["input_ids"]
+            encoder.read([{**plain, "source": "wire " * 40}])
+        assert list(encoder.read(["profit rose"])[0]) == ["input_ids"]
 
 
 def config_device():

@@ -66,6 +66,16 @@ def test_a_file_comes_out_as_it_went_in(encoding, delimiter, end, run_dir, class
     assert not target.with_name(target.name + ".rejected.jsonl").exists()
 
 
+def test_the_line_above_the_header_comes_out_too(run_dir, classifier, tmp_path):
+    source, target = tmp_path / "in.csv", tmp_path / "out.csv"
+    source.write_bytes(b"\xef\xbb\xbfsep=;\r\ntitle;note;\r\nAlder rises;x\r\nOak falls;y;;\r\n")
+    assert label_file(classifier, run_dir, source, target, "title", 0.0) == (2, 0)
+    lines = target.read_bytes().split(b"\r\n")
+    assert lines[0] == b"\xef\xbb\xbfsep=;" and lines[1].startswith(b"title;note;;label;confidence")
+    assert [line.split(b";")[:3] for line in lines[2:4]] == [[b"Alder rises", b"x", b""], [b"Oak falls", b"y", b""]]
+    assert lines[4:] == [b""]
+
+
 def titles(path, name="title", **stated) -> list:
     table = read_table(path, name, **stated)
     check_column(table, path, name, "--text-column {}")
@@ -103,6 +113,10 @@ def test_a_stated_delimiter_and_encoding_win(tmp_path):
         ({"encoding": "utf-16"}, "its encoding is utf-16-le or utf-16-be; state it"),
         ({"encoding": "latin-99"}, "encoding 'latin-99' is unknown"),
         ({"encoding": "base64"}, "encoding 'base64' is unknown"),
+        ({"encoding": "punycode"}, "encoding 'punycode' is unknown"),
+        ({"encoding": "idna"}, "encoding 'idna' is unknown"),
+        ({"encoding": "cp1252", "delimiter": "→"}, "give one character, or one of tab,"),
+        ({"encoding": "utf-16-le", "delimiter": "\udce9"}, "give one character, or one of tab,"),
         ({"encoding": "utf-16-le", "delimiter": "=>"}, "give one character, or one of tab,"),
     ):
         with pytest.raises(UserError, match=message):

@@ -117,6 +117,26 @@ def test_a_foreign_run_json_stays(folder):
     assert (folder / "out/_run.json").read_text() == '["a"]'
 
 
+def test_of_two_commands_into_one_folder_the_second_is_refused(folder, monkeypatch):
+    """Both find no file yet; without a lock each would write its own _run.json, and files of both would mix."""
+    source, target, asked = str(folder / "in"), str(folder / "out"), []
+
+    def second(names, settings):
+        asked.append(names)
+        for run in (["a"], ["b"]):
+            with pytest.raises(UserError, match="out: another command is labelling into it; wait for that one"):
+                fleet.label_folder(Path("run"), run, source, target, "text", 0.0, "")
+        return [{"file": names[0], "error": "power cut"}]
+
+    monkeypatch.setattr(fleet, "_failed", second)
+    for _ in range(2):  # the first one's end, an error too, lets the next begin
+        with pytest.raises(UserError, match="power cut"):
+            fleet.label_folder(Path("run"), ["a"], source, target, "text", 0.0, "")
+    assert len(asked) == 2 and len(asked[0]) == FILES and sorted(os.listdir(target)) == ["_run.json"]
+    with pytest.raises(UserError, match="power cut"):  # nothing was labelled, so another run may
+        fleet.label_folder(Path("run"), ["b"], source, target, "text", 0.0, "")
+
+
 def test_what_cannot_be_labelled_is_said(run_dir, folder):
     actor = labeller(run_dir, folder / "in", folder / "out")
     pq.write_table(pa.table({"title": ["x"]}), folder / "in/part-9.parquet")

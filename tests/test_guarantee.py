@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fintune.scoring.guarantee import NEVER, StageScores, choose, measured, nearest, stage_of
+from fintune.scoring.guarantee import NEVER, StageScores, choose, measured, nearest, route, stage_of
 
 
 def drawn(generator, rows, skills=(2, 6), seconds=(0.001, 0.1)):
@@ -77,6 +77,16 @@ def test_a_row_goes_to_the_first_stage_that_is_sure():
     confidences = [[0.9, 0.5, 0.5, 0.5], [0.95, 0.95, 0.4, 0.99]]
     assert stage_of(confidences, (0.8, 0.9)).tolist() == [0, 1, 2, 1]
     assert stage_of(confidences, (NEVER, 0.9)).tolist() == [1, 1, 2, 1]
+    asked = []
+    found = route(
+        (0.8, NEVER, 0.9), 4, lambda stage, rows: asked.append((stage, rows.tolist())) or np.full(len(rows), 0.9)
+    )
+    assert found.tolist() == [0] * 4 and asked == [(0, [0, 1, 2, 3])]
+    asked.clear()
+    assert route(
+        (0.95, NEVER, 0.92), 2, lambda stage, rows: asked.append(stage) or np.full(len(rows), 0.9)
+    ).tolist() == [3, 3]
+    assert asked == [0, 2]  # and never the stage that is left out, whose answer would stand
 
 
 def test_a_stage_that_never_answers_costs_nothing():

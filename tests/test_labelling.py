@@ -5,9 +5,11 @@ import errno
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections import Counter
+from contextlib import closing
 from itertools import product
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from conftest import COMPANIES, ROOT, TEXTS, script, write_task
 from fintune.cli import command
 from fintune.data.csv_file import defused
 from fintune.deploy import label_file
+from fintune.deploy.answers import added_columns
 from fintune.deploy.classifier import Classifier
 from fintune.errors import Stopped, UserError
 
@@ -194,6 +197,19 @@ FOREIGN = {
 }
 
 
+@pytest.mark.parametrize("ending", ["", ".rejected.jsonl"])
+def test_a_link_to_what_is_missing_now_is_not_written_over(ending, label, begun, tmp_path):
+    """Such as one to a disk that is not mounted; for an output that was begun, and for a new one."""
+    for target in ("out.csv", "new.csv"):
+        link = tmp_path / (target + ending)
+        link.symlink_to(tmp_path / "elsewhere")
+        with pytest.raises(UserError, match=f"{link.name}: already exists"):
+            label(target)
+        assert link.is_symlink() and not (tmp_path / "elsewhere").exists()
+        link.unlink()
+        assert label(target) == (40, 10)
+
+
 @pytest.mark.parametrize("files", FOREIGN.values(), ids=FOREIGN)
 def test_what_is_not_ours_is_refused_and_stays(files, run, label, tmp_path):
     for name, content in files.items():
@@ -255,6 +271,44 @@ def test_damaged_scores_are_named(label, begun):
     assert label() == (40, 10)
 
 
+@pytest.mark.parametrize(
+    "damage", ["probabilities = zeroblob(24)", "probabilities = zeroblob(7)", "stage = 3", "truncated = 2"]
+)
+def test_damaged_values_among_the_scores_are_scored_again(damage, label, begun, tmp_path):
+    assert label("whole.csv") == (40, 10)
+    for shard in begun.glob("0*"):
+        shard.unlink()
+    with closing(sqlite3.connect(begun / "scores.sqlite")) as database, database:
+        assert database.execute(f"UPDATE scores SET {damage}").rowcount > 20
+    assert label() == (40, 10)
+    assert (tmp_path / "out.csv").read_bytes() == (tmp_path / "whole.csv").read_bytes()
+
+
+def test_scores_that_are_no_numbers_are_no_label(run, tmp_path):
+    classifier = Classifier.from_pretrained(run)
+    classifier.scorer.classifier.estimators_[1].coef_[:] = float("nan")
+    (tmp_path / "in.csv").write_text("id,text\n" + "\n".join(LINES[1:4]) + "\n")
+    with pytest.raises(UserError, match=r"text 0, '.*': the model's scores are no numbers"):
+        label_file.label_file(classifier, run, tmp_path / "in.csv", tmp_path / "out.csv", "text", 0.0)
+    assert not (tmp_path / "out.csv").exists()
+
+
+@pytest.mark.parametrize("joined", [{}, None, 7, [], {"counts": [40, 10], "files": {}}, {"files": {"output": ""}}])
+def test_a_manifest_whose_end_is_damaged_loses_nothing(joined, label, begun, tmp_path):
+    manifest = begun / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"joined": joined}))
+    before = made(tmp_path)
+    with pytest.raises(UserError, match=r"out\.csv\.parts: holds no manifest of `fintune predict`, so nothing in it"):
+        label()
+    assert made(tmp_path) == before
+
+
+def test_columns_that_another_version_adds_are_not_mixed(label, begun, monkeypatch):
+    monkeypatch.setattr(label_file, "added_columns", lambda *given: [*added_columns(*given)[:-2], "rejected"])
+    with pytest.raises(UserError, match="was begun with another options"):
+        label()
+
+
 SIGNS = "=+-@＝＋－＠﹣"
 BEFORE = ["", " ", "\x00", "\u00a0", "\u200b", "\ufeff", "\u2060", "\x1f", '"', "\u200b\u00a0 "]
 NUMBERS = [
@@ -270,8 +324,26 @@ NUMBERS = [
     "+1.5E-07",
     "-.5",
     "-0",
+    "-$4",
+    "-€1,234.50",
+    "+£3%",
 ]
-FORMULAS = ["-", "-e5", "+A1", "-5+2", "+1-555-0100", "-5.25 points", "--5", "- 5.25a", "@home", "-(5)", "+5%!A1"]
+FORMULAS = [
+    "-",
+    "-$",
+    "-$A$1",
+    "-$4:$4",
+    "-e5",
+    "+A1",
+    "-5+2",
+    "+1-555-0100",
+    "-5.25 points",
+    "--5",
+    "- 5.25a",
+    "@home",
+    "-(5)",
+    "+5%!A1",
+]
 PLAIN = ["", "Alder rose", "a=b", "5-6", "a; b, c", "x;-5.25", "x\n+3 %", "’-5", "é", "1,5"]
 
 

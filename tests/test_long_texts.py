@@ -14,7 +14,7 @@ from test_baselines import save_encoder
 
 from fintune.data.tables import read_table
 from fintune.deploy import label_file
-from fintune.deploy.answers import added_columns
+from fintune.deploy.answers import Answers, added_columns
 from fintune.model import cut
 from fintune.model.encoder import EncoderInput
 
@@ -173,6 +173,72 @@ def test_split_averages_the_log_probabilities_of_the_windows(classifier):
     np.testing.assert_allclose(found[[0, 2]], [expected, expected], atol=1e-5)
     np.testing.assert_allclose(found[1], classifier("Elm opens an office")[1], atol=1e-6)
     assert np.abs(found[0] - cut_short).max() > 0.01
+
+
+def test_what_scores_a_text_says_whether_it_was_cut(classifier, monkeypatch):
+    prompt, asked = classifier.scorer.encoder, []
+    monkeypatch.setattr(prompt, "is_cut", lambda given: pytest.fail("tokenised a second time"))
+    bounds = prompt.bounds
+    monkeypatch.setattr(prompt, "bounds", lambda given: asked.append(given) or bounds(given))
+    texts = ["Übernahme: Elm kauft 12 % von Öl AG", "公司利润增长了 " * 300, "Elm", "Oak cut its outlook. " * 300]
+    answers, before = Answers(classifier, 0.0, ""), classifier.truncated_texts
+    for fresh in (True, False):  # the second time of those that were kept
+        assert [one["truncated"] for one in answers([*texts, texts[1]])] == [False, True, False, True, True]
+        assert asked == [texts[1], texts[3]] and answers.scored == 4, fresh
+        assert classifier.truncated_texts == before + 2
+
+
+@pytest.mark.parametrize("kind", ["decoder", "encoder", "embedding"])
+def test_each_of_many_texts_is_told_from_the_others(kind, classifier, tmp_path, monkeypatch):
+    """Of any length and order, in parts and batches of a few; at the limit, and one token over it."""
+    from sklearn.dummy import DummyClassifier
+    from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, AutoTokenizer
+
+    from fintune.model.embedding import Embedder
+    from fintune.scoring.encoder_scorer import EncoderScorer
+    from fintune.scoring.linear_scorer import LinearScorer
+
+    monkeypatch.setattr("fintune.model.batches.AT_ONCE", 8)
+    if kind == "decoder":
+        scorer, room = classifier.scorer, classifier.scorer.encoder._room
+        sizes = {
+            text: len(classifier.scorer.encoder._render([text])[0]) for text in ("rose " * n for n in range(1, 400))
+        }
+    else:
+        folder = save_encoder(tmp_path / "bert", "bert", ["profit rose"])
+        encoder, room = EncoderInput(AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder), 40), 40
+        if kind == "encoder":
+            scorer = EncoderScorer(AutoModelForSequenceClassification.from_pretrained(folder), encoder)
+        else:
+            features = Embedder(AutoModel.from_pretrained(folder), encoder)
+            scorer = LinearScorer(features, DummyClassifier().fit([[0]] * 2, [0, 1]))
+        sizes = {text: len(encoder._ids(text)) + 2 for text in ("rose " * n for n in range(1, 80))}
+    at_limit = [text for text, size in sizes.items() if room - 1 <= size <= room + 1]
+    texts = [*RANDOM.sample(list(sizes), 40), *at_limit, "é rose " * 300, "é", *at_limit[::-1]]
+    expected = [sizes.get(text, room + 1 if len(text) > 100 else 1) > room for text in texts]
+    assert any(expected) and not all(expected) and len(at_limit) == 3
+    found, truncated = scorer.scores(texts)
+    assert truncated.tolist() == expected
+    np.testing.assert_allclose(found, np.concatenate([scorer.probabilities([text]) for text in texts]), atol=1e-5)
+
+
+def test_of_a_cascade_the_stage_that_answers_says_whether_a_text_was_cut(classifier):
+    from fintune.model.linear import word_classifier, word_features
+    from fintune.scoring.cascade import CascadeScorer, Stage
+    from fintune.scoring.linear_scorer import LinearScorer
+
+    known = ["dividend raised again", "outlook of the year", "losses widened"] * 4
+    features = word_features(1).fit(known)
+    words = LinearScorer(features, word_classifier().fit(features.transform(known), [0, 1, 2] * 4))
+    texts = ["losses widened " * 300, "Alder names Birch. " * 300, "Alder names Birch"]
+    sure = words.probabilities(texts).max(axis=1)
+    assert sure[0] > 0.6 > sure[1]
+    for order, expected in (((0.6, 2.0), [False, True, False]), ((2.0, 0.6), [True, True, False])):
+        stages = [Stage("words", words, 1.0, order[0]), Stage("model", classifier.scorer, 1.0, order[1])]
+        _, truncated, at = CascadeScorer(stages).answers(texts)
+        assert truncated.tolist() == expected and (order[0] > 1 or at.tolist() == [0, 2, 2])
+    stages = [Stage("model", classifier.scorer, 1.0, 2.0), Stage("words", words, 1.0, 0.6)]
+    assert CascadeScorer(stages).answers(texts)[1].tolist() == [False] * 3  # the last one read them whole
 
 
 def test_files_say_which_rows_were_cut(classifier, run_dir, tmp_path):

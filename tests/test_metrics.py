@@ -98,8 +98,8 @@ def test_temperature_is_the_one_that_was_put_in_and_changes_no_label():
     rng = np.random.default_rng(0)
     honest = rng.dirichlet([0.6] * 4, size=20_000)
     labels = (honest.cumsum(axis=1) < rng.random((20_000, 1))).sum(axis=1)
-    for temperature in (0.5, 1.0, 2.5):
-        given = scaled(honest, 1 / temperature)  # 2.5: too sure of itself
+    for temperature in (0.5, 1.0, 2.5, 25):
+        given = scaled(honest, 1 / temperature)  # 2.5: too sure of itself; 25: with wrong answers below 1e-12
         found = fit_temperature(given, labels)
         assert found["temperature"] == pytest.approx(temperature, rel=0.05)
         assert found["ece_after"] < 0.015
@@ -107,6 +107,16 @@ def test_temperature_is_the_one_that_was_put_in_and_changes_no_label():
         assert (scaled(given, found["temperature"]).argmax(axis=1) == given.argmax(axis=1)).all()
     assert fit_temperature(scaled(honest, 0.4), labels)["ece_before"] > 0.1
     assert fit_temperature(np.array([[0.9, 0.1], [0.2, 0.8]]), [0, 1])["temperature"] == 1  # all right: nothing to fit
+
+
+def test_labels_that_no_row_has_change_no_temperature():
+    rng = np.random.default_rng(0)
+    honest = rng.dirichlet([0.6] * 3, size=500)
+    labels = (honest.cumsum(axis=1) < rng.random((500, 1))).sum(axis=1)
+    more = np.hstack([honest, np.zeros((500, 20))])
+    assert fit_temperature(more, labels)["temperature"] == pytest.approx(
+        fit_temperature(honest, labels)["temperature"]
+    )
 
 
 def test_the_curve_gives_the_confidence_that_an_accuracy_needs():

@@ -35,6 +35,23 @@ DIFFERENT = [
     ("रुपया बढ़ा", "रुपया बढ़ी"),  # vowels are marks
     ("ราคาขึ้น", "ราคาขน"),
     ("résultat", "resultat"),
+    ("Alder up 5%", "Alder up 5"),
+    ("Alder up 5%", "Alder up 5‰"),
+    ("Alder at 1,5", "Alder at 15"),
+    ("Alder up .5 points", "Alder up 5 points"),
+    ("EPS of ($0.05)", "EPS of $0.05"),
+    ("EPS of $(0.05)", "EPS of $0.05"),
+    ("EPS (0.05)", "EPS 0.05"),
+    ("Alder -US$5 bn", "Alder US$5 bn"),
+    ("Alder -EUR5 mn", "Alder EUR5 mn"),
+    ("Alder ‑5 points", "Alder 5 points"),  # a hyphen that does not break
+    ("Alder ﹣5 points", "Alder 5 points"),
+    ("Alder (-) after results", "Alder after results"),
+    ("Alder :)", "Alder :("),
+    ("holding Alder :-)", "holding Alder :-("),
+    ("公告https://t.co/a1净利润大增", "公告https://t.co/a1净利润大跌"),  # a link ends where no space does
+    ("Alder https://t.co/a1🚀", "Alder https://t.co/a1📉"),
+    ("كَتَبَ", "كُتِبَ"),
 ]
 SAME = [
     ("Profit ROSE, again!", "profit rose again https://t.co/x"),
@@ -44,6 +61,15 @@ SAME = [
     ("ＡＬＤＥＲ　＋５％", "Alder +5 %"),
     ("Alder® | sales ~ up 🚨", "alder sales up"),
     ("2019-20 well-known - said Alder", "2019 20 well known said alder"),
+    ("up 5%-10%, says Alder (again)", "up 5% 10% says Alder again"),
+    ("AT&amp;T &gt; Elm &#39;s &quot;best&quot;", "AT&T > Elm 's “best”"),
+    ("Alder pic.twitter.com/a1 HTTPS://T.CO/B2 看www.c.com/涨", "Alder 看 涨"),
+    ("El\u00adm up\u200b by\ufeff 5\u200f", "Elm up by 5"),
+    ("می\u200cخواهم", "میخواهم"),
+    ("البـــنك", "البنك"),
+    ("ﾄﾖﾀ自動車", "トヨタ自動車"),
+    ("Alder 👍🏽", "Alder 👍"),
+    ("Alder .5 (-0.05)", "Alder 0.5 (0.05)"),
 ]
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ from conftest import ROOT, SMALL, TEXTS, script, write_task
 from fintune.deploy.classifier import Classifier
 from fintune.deploy.export import export, inputs_to_check
 from fintune.errors import UserError
-from fintune.files import check_readable, check_writable, finish_move, hashes, write_json
+from fintune.files import check_readable, check_writable, finish_move, hashes, write_json, write_text
 from fintune.recipe.layers import read_layer
 from fintune.recipe.recipe import parse_recipe
 from fintune.recipe.task import make_task
+from fintune.results.compare import compare
 from fintune.results.restore import ARGUMENTS
 from fintune.results.runs import read_runs
 from fintune.results.verify import read_result, verified_result
@@ -260,6 +262,28 @@ def test_odd_keys_of_a_model_are_one_line(name, keys, copy):
         assert "_attn_implementation" in keys and len(found) == len(HEADLINES)
 
 
+DAMAGE = {"empty": b"", "null": b"null", "a list": b"[]", "a long number": b"9" * 5000, "nested": b"[" * 100_000}
+DAMAGE |= {"nested objects": b'{"a":' * 100_000, "not UTF-8": b"\xff\xfe", "NUL": b"\0" * 10, "a folder": None}
+
+
+@pytest.mark.parametrize("content", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_file_of_a_run_is_refused_whatever_it_holds(content, copy):
+    """Also where the hashes were made to match."""
+    names = "recipe.yaml", "metrics.json", "tokenizer.json", "tokenizer_config.json", "adapter_config.json"
+    for name in (*names, "chat_template.jinja", "template.jinja", "base/config.json"):
+        kept = (copy / name).read_bytes(), (copy / "metrics.json").read_bytes()
+        (copy / name).unlink()
+        (copy / name).mkdir() if content is None else (copy / name).write_bytes(content)
+        if name != "metrics.json":
+            rehashed(copy)
+        with pytest.raises((UserError, IsADirectoryError)):
+            Classifier.from_pretrained(copy)
+        (copy / name).rmdir() if content is None else None
+        (copy / name).write_bytes(kept[0])
+        (copy / "metrics.json").write_bytes(kept[1])
+    Classifier.from_pretrained(copy)
+
+
 def test_every_file_has_the_mode_that_the_umask_gives(run_dir, based, tmp_path):
     (tmp_path / "new").touch()
     mode = (tmp_path / "new").stat().st_mode
@@ -422,6 +446,24 @@ def test_what_cannot_be_read_is_said_before_anything_is_loaded(stranger, run_dir
     assert as_stranger(lambda: check_readable(run / "base")).startswith(f"cannot read {run}/base: permission denied")
 
 
+def test_nothing_but_a_file_is_written_over(tmp_path):
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    with socket.socket(socket.AF_UNIX) as there:
+        there.bind(str(tmp_path / "socket"))
+        before = {path: path.stat().st_mode for path in tmp_path.iterdir()}
+        for path in (*before, Path("")):
+            for write in (lambda path: write_text(path, "x"), lambda path: compare(tmp_path, results=path)):
+                with pytest.raises(UserError, match="is no file that can be written over; name another"):
+                    write(path)
+            with pytest.raises(UserError, match="no such file; name the file that holds <!-- compare:begin"):
+                compare(tmp_path, readme=path)
+        assert {path: path.stat().st_mode for path in tmp_path.iterdir()} == before
+    write_text(tmp_path / "file", "old")
+    write_text(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "new"
+
+
 def test_metrics_need_no_folder_of_the_evaluate_package(tmp_path, monkeypatch):
     from fintune.scoring import metrics
 
@@ -493,6 +535,16 @@ def test_a_pipe_that_does_not_block_gets_all_of_an_output(tmp_path):
         ("raise OSError(30, 'Read-only file system', 'x')", "error: x: read-only file system; give this user"),
         ("raise OSError(28, 'No space left on device', 'x')", "error: no space left on the disk of x: free some, or"),
         ("raise OSError(122, 'Disk quota exceeded')", "error: no space left on the disk of the output folder"),
+        (
+            "raise RuntimeError(\"Symlink loop from 'a/b'\")",
+            "error: a/b: too many levels of symbolic links; check",
+        ),
+        (
+            "import os, tempfile; os.chdir(d := tempfile.mkdtemp()); os.rmdir(d); os.getcwd()",
+            "error: the working directory:",
+        ),
+        ("raise Exception('I/O error: File too large (os error 27)')", "error: file too large; check the path"),
+        ("open('a\\0b')", "error: a path holds the character nul; check the path"),
         ("import sqlite3; sqlite3.connect('/nowhere/x')", "error: the scores kept in OUTPUT.parts: unable to open"),
     ],
 )

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import fintune
+from fintune.cli import command
 from fintune.data.tables import check_column, read_table
 from fintune.deploy import answers, label_file
 from fintune.deploy.classifier import Classifier
@@ -188,8 +189,8 @@ def test_spreadsheets_get_no_formula_on_request(label, tmp_path):
 def test_repeated_texts_are_scored_once_also_across_shards(label, tmp_path, classifier, monkeypatch):
     monkeypatch.setattr(label_file, "SHARD", 30)
     asked = []
-    inner = classifier.scorer.probabilities
-    monkeypatch.setattr(classifier.scorer, "probabilities", lambda texts: asked.extend(texts) or inner(texts))
+    inner = classifier.scorer.scores
+    monkeypatch.setattr(classifier.scorer, "scores", lambda texts: asked.extend(texts) or inner(texts))
     texts = [f"{i % 100} for Alder" for i in range(250)]
     (tmp_path / "in.csv").write_text("title\n" + "\n".join(texts) + "\n")
     counts, target = label(tmp_path / "in.csv")
@@ -238,6 +239,24 @@ def test_a_killed_run_goes_on_and_ends_the_same(run_dir, tmp_path, label):
     assert outs[0] == outs[1]
     assert outs[0][0].count(b"\n") == 5943
     assert outs[0][1].count(b"\n") == 58
+
+
+def test_what_went_on_does_not_say_how_many_texts_were_cut_before(run_dir, tmp_path, monkeypatch, capsys):
+    (tmp_path / "in.csv").write_text("text\n" + "Oak cut its outlook. " * 300 + "\nElm\n")
+    words = ["predict", str(run_dir), str(tmp_path / "in.csv"), "-o", str(tmp_path / "out.csv")]
+
+    def power_cut(*args):
+        raise RuntimeError("power cut")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(label_file, "_join", power_cut)
+        with pytest.raises(RuntimeError, match="power cut"):
+            command(words)
+    assert command(words) == 0
+    assert capsys.readouterr().err.endswith("; 0 texts truncated to 360 tokens since it went on\n")
+    (tmp_path / "out.csv").unlink()
+    assert command(words) == 0
+    assert capsys.readouterr().err.endswith("; 1 texts truncated to 360 tokens\n")
 
 
 def test_a_begun_file_takes_no_other_input_or_run(label, tmp_path, monkeypatch):

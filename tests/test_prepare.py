@@ -35,6 +35,10 @@ def prepare(tmp_path, monkeypatch):
     return lambda words: command(["prepare", *words])
 
 
+def rows_of(tone: str) -> list[dict]:
+    return [row for row in ROWS if row["tone"] == tone]
+
+
 def write(path, kind: str):
     if kind == "csv":
         with path.open("w", newline="") as file:
@@ -137,6 +141,77 @@ def test_spellings_that_differ_in_case_or_space_are_one_label(prepare, tmp_path,
     out = capsys.readouterr().out
     assert "one label: 'Up' (18 rows), also spelt 'up' (9), ' UP ' (9)" in out
     assert "# One label: 'Up' (18 rows)" in (tmp_path / "data/mine.yaml").read_text()
+
+
+ONE_LABEL = {
+    "marks that nobody sees": ["Up", "\u200fUp", "Up\u200b", "\ufeffUp", "\u202aUp\u202c", "U\u00adp", "Up\x00"],
+    "composed and decomposed": ["Café", "Cafe\u0301"],
+    "full width": ["UP", "ＵＰ"],
+    "a mark that colours": ["❤", "❤\ufe0f"],
+    "numbers": [1, 1.0, "1", "1.0", "1.00"],
+    "truth": [True, "True", "true", "TRUE"],
+}
+
+
+@pytest.mark.parametrize("spelt", ONE_LABEL.values(), ids=ONE_LABEL)
+def test_labels_that_look_the_same_are_one(spelt, prepare, tmp_path, capsys):
+    rows = [
+        {**row, "tone": spelt[i % len(spelt)] if row["tone"] == "Up" else row["tone"]} for i, row in enumerate(ROWS)
+    ]
+    made = made_from(prepare, tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "news.jsonl")
+    taken = {label for _, label in made} - {"Down", "Up or down"}
+    assert len(made) == len(ROWS) and len(taken) == 1
+    assert taken.pop().isprintable()
+    assert capsys.readouterr().out.count("one label: ") == 1
+
+
+def test_labels_that_differ_in_what_is_seen_stay_apart(prepare, tmp_path):
+    apart = ["01", "1", "10", "1.5", "-1", "v1.0", "v1", "👍", "👍🏽", "up", "up or", "up or down", "Yes", "No", "~"]
+    rows = [{"title": f"{row['title']} {label}", "tone": label} for label in apart for row in ROWS[:12]]
+    made = made_from(prepare, tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "news.jsonl")
+    assert made == [(row["title"], row["tone"]) for row in rows]
+
+
+NO_LABEL = {
+    "list, not one label": ["up", "down"],
+    "dict, not one label": {"tone": "up"},
+    "no label": "\u200b \ufeff",
+    "'inf' stands for a missing label": float("inf"),
+    "'-inf' stands for a missing label": float("-inf"),
+    "'#REF!' stands for a missing label": "#REF!",
+    "'#NAME?' stands for a missing label": " #NAME?",
+    "label: half a character": "\ud83d",
+}
+
+
+def test_what_cannot_be_a_label_is_left_out_by_its_reason(prepare, tmp_path, capsys):
+    bad = [{"title": f"row {i} {why}", "tone": value} for why, value in NO_LABEL.items() for i in range(12)]
+    made = made_from(prepare, tmp_path, "".join(json.dumps(row) + "\n" for row in [*bad, *ROWS]), "news.jsonl")
+    assert made == [(row["title"], row["tone"]) for row in ROWS]
+    out = capsys.readouterr().out
+    for why in NO_LABEL:
+        assert f"  12: {why}" in out
+    with pytest.raises(UserError, match=r"0 usable rows.*left out: 12: list, not one label \(line 1, 2"):
+        made_from(prepare, tmp_path, "".join(json.dumps(row) + "\n" for row in bad[:12]), "news.jsonl", "--force")
+
+
+def test_ten_rows_make_a_class_and_nine_do_not(prepare, tmp_path, capsys):
+    rows = [row for tone, count in (("Up", 10), ("Down", 12), ("Up or down", 9)) for row in rows_of(tone)[:count]]
+    made = made_from(prepare, tmp_path, "".join(json.dumps(row) + "\n" for row in rows), "news.jsonl")
+    assert made == [(row["title"], row["tone"]) for row in rows[:22]]
+    assert "9: label 'Up or down' has 9 rows, 10 are needed (line 23, 24" in capsys.readouterr().out
+
+
+def test_labels_of_bytes_in_parquet_are_text_and_damaged_ones_cost_themselves(prepare, tmp_path, capsys):
+    tones = pa.array([row["tone"].encode() for row in ROWS] + [b"Up\xff"] * 12)
+    titles = [row["title"] for row in ROWS] + [f"damaged {i}" for i in range(12)]
+    for kind in (pa.binary(), pa.string()):  # the latter is not checked when it is written
+        column = pa.Array.from_buffers(kind, len(tones), tones.buffers())
+        pq.write_table(pa.table({"title": titles, "tone": column}), tmp_path / "made.parquet")
+        content = (tmp_path / "made.parquet").read_bytes()
+        made = made_from(prepare, tmp_path, content, "news.parquet", "--force")
+        assert made == [(row["title"], row["tone"]) for row in ROWS]
+        assert "12: label: not UTF-8 (line 109, 110" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", ["what is the\ntone?", "tone # no", "a: b", "\u2028\x85", "'\"", "\ttab "])

@@ -96,6 +96,22 @@ def test_a_chat_template_that_fails_is_refused_in_one_line(toy, template):
 
 
 @pytest.mark.parametrize(
+    "template",
+    [
+        "",
+        "null",
+        "{% for message in messages %}{{ message.role }}{{ message.text }}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'human' %}{{ m.content }}{% endif %}{% endfor %}answer:\n",
+    ],
+)
+def test_a_chat_template_that_leaves_the_text_out_is_refused(toy, template):
+    task, _, prompt, _ = toy
+    prompt.tokenizer.chat_template = template
+    with pytest.raises(UserError, match="its chat template leaves out what the user says; name another in"):
+        Prompt(task, prompt.tokenizer, 120)
+
+
+@pytest.mark.parametrize(
     "form", ["%d %b %Y", "%-d %B", "%h %d", "%-I %p", "%Y-%m-%dT%H:%M:%S.%fZ", "%H:%M%z %Z", "%-H h %-M"]
 )
 def test_a_chat_template_is_given_a_date_in_the_form_that_it_asks_for(toy, form):

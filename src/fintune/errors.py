@@ -15,6 +15,7 @@ MOST_CHARACTERS = 1600  # of a message
 EXTRAS = {
     "starlette": "serve",
     "uvicorn": "serve",
+    "h11": "serve",
     "pydantic": "serve",
     "prometheus_client": "serve",
     "ray": "ray",
@@ -84,10 +85,17 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except Exception as error:
         if any(words in str(error) for words in ("No space left", "disk is full")) and not isinstance(error, OSError):
             error = OSError(errno.ENOSPC, "")  # safetensors, torch and SQLite raise their own kinds for it
+        if "File too large" in str(error) and not isinstance(error, OSError):  # as safetensors says it
+            error = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # pathlib's own kind
+            error = OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(error)[len("Symlink loop from ") :].strip("'"))
+        if isinstance(error, ValueError) and str(error) == "embedded null byte":
+            error = OSError(errno.EINVAL, "a path holds the character NUL")
         if type(error).__module__ == "sqlite3":
             message, code = f"error: the scores kept in OUTPUT.parts: {error}; check its disk, or remove it", 2
         elif isinstance(error, OSError) and error.errno is not None:
-            message, code = f"error: {in_words(error)}", 2
+            nameless = error.errno == errno.ENOENT and not error.filename  # os.getcwd()
+            message, code = f"error: {in_words(error, 'the working directory' if nameless else None)}", 2
         else:
             raise
     _say_last(message)

@@ -21,6 +21,7 @@ def write_text(path: Path, content: str) -> None:
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a file beside `path`, then put it there: whole or not at all."""
+    check_replaceable(path)
     part = path.with_name(path.name + ".part")
     write(part)
     with part.open("rb") as file:
@@ -44,6 +45,33 @@ def read_json(path: Path) -> object:
 def write_json(path: Path, content: object) -> None:
     """`write_text` of indented JSON."""
     write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_text(path: Path, newline: str | None = None) -> str:
+    """A file's text.
+
+    Args:
+        newline: "" to keep its line ends; else they become line feeds.
+
+    Raises:
+        UserError: it is not UTF-8.
+        OSError: it cannot be read.
+    """
+    try:
+        with path.open(encoding="utf-8", newline=newline) as file:
+            return file.read()
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 (at byte {error.start}); save it as UTF-8") from error
+
+
+def check_replaceable(path: Path) -> None:
+    """See that what is written may take the place of `path`: it would take that of a device too.
+
+    Raises:
+        UserError: a folder, a device or a pipe is there.
+    """
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path}: is no file that can be written over; name another")
 
 
 def check_writable(folder: Path) -> None:
@@ -91,13 +119,13 @@ def check_block(path: Path, mark: str) -> tuple[str, str]:
     """A text file's content before and after the block of a mark, marks included.
 
     Raises:
-        UserError: the file is missing, or does not hold `<!-- mark:begin -->` and `<!-- mark:end -->` once, in order.
+        UserError: the file is missing or not UTF-8, or does not hold `<!-- mark:begin -->` and `<!-- mark:end -->`
+            once, in order.
     """
     begin, end = f"<!-- {mark}:begin -->", f"<!-- {mark}:end -->"
-    try:
-        content = path.read_bytes().decode("utf-8")
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; name the file that holds {begin} and {end}") from error
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; name the file that holds {begin} and {end}")
+    content = read_text(path, newline="")
     if content.count(begin) != 1 or content.count(end) != 1 or content.index(begin) > content.index(end):
         raise UserError(f"{path}: put {begin} and, below it, {end} on lines of their own, once each")
     return content[: content.index(begin) + len(begin)], content[content.index(end) :]

@@ -3,6 +3,9 @@
 What a verb needs is imported inside its function, so that help and mistakes are answered without the model libraries.
 """
 
+import fintune.interrupt  # noqa: F401  before what takes seconds to load
+
+# isort: split
 import typer
 
 from fintune import errors

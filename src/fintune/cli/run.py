@@ -103,7 +103,7 @@ def serve(
     target_accuracy: TargetAccuracy = None,
     max_waiting: Annotated[int, typer.Option(min=1, help="Texts of one client that may wait; beyond it, 429.")] = 4096,
     max_body: Annotated[int, typer.Option(min=1, help="Bytes of a request; beyond it, status 413.")] = 2**20,
-    max_connections: Annotated[int, typer.Option(min=1, help="Open connections; beyond it, status 503.")] = 512,
+    max_connections: Annotated[int, typer.Option(min=1, help="Open connections; beyond it, silent ones end.")] = 512,
     allowed_host: Annotated[
         list[str] | None,
         option("NAME", "A name that requests may call it by, beside localhost and --host; repeatable."),

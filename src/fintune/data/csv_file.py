@@ -19,8 +19,9 @@ DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bar
 NAMES = {"tab": "\t", "\\t": "\t", "comma": ",", "semicolon": ";", "pipe": "|"}
 SIGNS = "=+-@"  # with which a formula begins in a spreadsheet (OWASP, CSV injection)
 SEPARATORS = ",;\t\r\n"  # at which some spreadsheet splits, by its locale and the file's name
+HINT = re.compile(r'"?sep=(.)"?\1*\s*', re.IGNORECASE)  # Excel's own, above the header
 NUMBER = re.compile(
-    r"[+-]?([0-9]{1,3}([ ,.'\u00a0\u202f][0-9]{2,3})+([.,][0-9]*)?|[0-9]+([.,][0-9]*)?|[.,][0-9]+)"
+    r"[+-]?[$€£¥₹]?([0-9]{1,3}([ ,.'\u00a0\u202f][0-9]{2,3})+([.,][0-9]*)?|[0-9]+([.,][0-9]*)?|[.,][0-9]+)"
     r"(e[+-]?[0-9]+)?\s*%?",
     re.IGNORECASE,
 )
@@ -89,7 +90,7 @@ class Csv(Cells):
         self.encoding, self.mark, self.end, self.compression = file.encoding, file.mark, file.end, file.compression
         self._lines = file.lines()
         self._pending = deque(head_of(self._lines, HEAD_LINES))
-        if self._pending and (hint := re.fullmatch(r"sep=(.)\s*", self._pending[0][1])):  # Excel's own hint
+        if self._pending and (hint := HINT.fullmatch(self._pending[0][1])):
             self.preamble = self._pending.popleft()[1]
             delimiter = delimiter or hint[1]
         usual = "\t" if ".tsv" in [suffix.lower() for suffix in file.path.suffixes[-2:]] else ","
@@ -97,13 +98,16 @@ class Csv(Cells):
             self.delimiter = find_delimiter([line for _, line, _ in self._pending], usual, text_column)
         else:
             self.delimiter = NAMES.get(delimiter.lower(), delimiter)
-            if len(self.delimiter) != 1 or self.delimiter in '"\r\n':
+            written = self.delimiter.encode(self.encoding, "ignore")  # nothing, where the encoding lacks it
+            if len(self.delimiter) != 1 or self.delimiter in '"\r\n' or not written:
                 raise UserError(f"--delimiter {delimiter!r}: give one character, or one of {', '.join(NAMES)}")
+        header = next((line for _, line, _ in self._pending if line.strip()), "")
+        self._spaced = 0 < header.count(self.delimiter) == header.count(self.delimiter + " ")  # as in: "a", "b"
         self._records = self._read()
-        first = next(self._records, Row(1, []))
+        first = next((row for row in self._records if row.fault or row.cells), Row(1, []))
         if first.fault:
             raise UserError(f"{file.path}:{first.line}: {first.fault}; the header has to be one line of column names")
-        self.columns = first.cells
+        self.columns = unmarked(first.cells)
         about = [file.encoding.upper()] * (file.encoding != "utf-8")
         if self.delimiter != usual:
             about.append(f"cells separated by {DELIMITERS.get(self.delimiter, repr(self.delimiter))}")
@@ -111,11 +115,16 @@ class Csv(Cells):
 
     def rows(self) -> Iterator[Row]:
         at, width = self.columns.index(self.text_column), len(self.columns)
+        named = max((number for number, name in enumerate(self.columns, start=1) if name), default=width)
         for row in self._records:
+            if row.cells and named <= len(row.cells) != width and not any(row.cells[width:]):
+                row.cells = (row.cells + [""] * width)[:width]  # delimiters at a line's end alone are too few or many
             if row.fault is None and not row.cells:
                 row.fault = EMPTY_LINE
             elif row.fault is None and len(row.cells) != width:
                 row.fault = f"{len(row.cells)} cells where the header has {width}"
+            elif row.fault is None and width > 1 and unmarked(row.cells) == self.columns:
+                row.fault = "the header again, as of two files in one"
             elif row.fault is None:
                 row.text = row.cells[at]
             if row.fault:
@@ -146,17 +155,23 @@ class Csv(Cells):
                 raise csv.Error(f"a quote that is not closed within {RECORD_LINES} lines")
 
             try:
-                cells = next(csv.reader(feed(), delimiter=self.delimiter, strict=True))
+                cells = next(csv.reader(feed(), delimiter=self.delimiter, skipinitialspace=self._spaced, strict=True))
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Row(taken[0][0], fault=taken[0][2] or f"{error}: not valid CSV")
+                what = "a line end of another kind (CR) outside quotes" if "new-line" in str(error) else error
+                yield Row(taken[0][0], fault=taken[0][2] or f"{what}: not valid CSV")
                 self._pending.extendleft(reversed(taken[1:]))
             else:
                 fault = next((fault for _, _, fault in taken if fault), None)
                 size = sum(len(line) for _, line, _ in taken) + CELL * len(cells)
                 yield Row(taken[0][0], None if fault else cells, fault=fault, size=0 if fault else size)
                 del cells  # before the next record is read
+
+
+def unmarked(cells: list[str]) -> list[str]:
+    """Cells without a byte order mark that was left in the first, as where a file is marked twice or put after one."""
+    return [cell.lstrip("\ufeff") for cell in cells[:1]] + cells[1:]
 
 
 def find_delimiter(lines: list[str], usual: str, text_column: str) -> str:

@@ -12,11 +12,16 @@ MARKS = [  # byte order marks; that of UTF-32 begins with that of UTF-16
     (codecs.BOM_UTF16_LE, "utf-16-le"),
     (codecs.BOM_UTF16_BE, "utf-16-be"),
 ]
-LIKELY = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257"]
-LIKELY += ["gb18030", "big5", "cp932", "euc_jp", "cp949", "koi8_r"]
+LIKELY = ["cp1252", "cp1250", "cp1251", "cp1253", "cp1254", "cp1255", "cp1256", "cp1257", "cp874"]
+LIKELY += ["gb18030", "big5", "cp932", "euc_jp", "cp949", "koi8_r", "koi8_u"]
 OLDER = ["mac_roman", "cp850", "cp437", "cp866"]  # of Macs and DOS: they read anything, so they are asked last
 
-ESCAPES = re.compile(rb"\x1b\$[@B][!-~]{2}")  # of ISO-2022-JP, to two bytes a character
+IN_ASCII = {  # encodings whose bytes are sound ASCII -> (their name, what gives them away)
+    "iso2022_jp": ("ISO-2022-JP", re.compile(rb"\x1b\$[@B][!-~]{2}")),
+    "iso2022_kr": ("ISO-2022-KR", re.compile(rb"\x1b\$\)C")),
+    "hz": ("HZ", re.compile(rb"~\{([!-~]{2})+~\}")),
+    "utf-7": ("UTF-7", re.compile(rb"\+[A-Za-z0-9+/]{3,}-")),
+}
 
 DAMAGED = "fintune.damaged"  # for `errors`: what cannot be decoded becomes half characters, which no sound text holds
 codecs.register_error(
@@ -37,19 +42,19 @@ def encoding_of(head: bytes, name: str | None, where: str) -> tuple[str, bytes]:
         where: the file, for messages.
 
     Raises:
-        UserError: Python knows no such encoding, the file's mark is of another, or it is UTF-16 without a mark or
-            ISO-2022-JP.
+        UserError: Python knows no such encoding, the file's mark is of another, or it is UTF-16 or UTF-32
+            without a mark, or one of those in ASCII.
     """
     mark, marked = next(((mark, found) for mark, found in MARKS if head.startswith(mark)), (b"", None))
     if name is None:
         if marked is None and (half := empty_halves(head)):
             raise UserError(f"{where}: is {half.upper()} without a byte order mark; state its encoding, {half}")
-        if marked is None and ESCAPES.search(head):  # else it is sound ASCII
-            raise UserError(f"{where}: looks like ISO-2022-JP; state its encoding, iso2022_jp")
+        if marked is None and (found := within_ascii(head)):
+            raise UserError(f"{where}: looks like {IN_ASCII[found][0]}; state its encoding, {found}")
         return marked or "utf-8", mark
     try:
         known = codecs.lookup(name)
-        "a,\n".encode(name)
+        "a,\n".encode(name).decode(name, DAMAGED)  # as is not possible with punycode and the like
     except (LookupError, UnicodeError, ValueError) as error:  # none, or one of bytes
         raise UserError(f"{where}: encoding {name!r} is unknown; take one that Python knows, as cp1252") from error
     family = known.name.removesuffix("-sig").removesuffix("-le").removesuffix("-be")
@@ -65,9 +70,27 @@ def encoding_of(head: bytes, name: str | None, where: str) -> tuple[str, bytes]:
 
 
 def empty_halves(content: bytes) -> str | None:
-    """utf-16-le or utf-16-be where every other byte is often 0, as in Latin letters, digits and commas of these."""
-    first, second = (content[start::2].count(0) / max(1, len(content) // 2) for start in (0, 1))
-    return None if max(first, second) < 0.2 else "utf-16-be" if first > second else "utf-16-le"
+    """utf-16-le or utf-16-be where every other byte is often 0, as in Latin letters, digits and commas of these, or
+    utf-32-le or utf-32-be where half of them are always."""
+    one, two, three, four = (content[start::4].count(0) / max(1, len(content) // 4) for start in range(4))
+    for name, zeros, others in (("utf-32-be", (one, two), four), ("utf-32-le", (three, four), one)):
+        if min(zeros) > 0.9 > others:
+            return name
+    first, second = (one + three) / 2, (two + four) / 2
+    return None if abs(first - second) < 0.2 else "utf-16-be" if first > second else "utf-16-le"
+
+
+def within_ascii(head: bytes) -> str | None:
+    """The encoding of `IN_ASCII` that a file's first bytes have: some give it away, and all can be decoded."""
+    lines = head[: head.rfind(b"\n") + 1] or head
+    for name, (_, pattern) in IN_ASCII.items():
+        if pattern.search(lines) and lines.isascii():
+            try:
+                lines.decode(name)
+            except UnicodeError:
+                continue
+            return name
+    return None
 
 
 def damage_of(line: str, encoding: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Excel workbooks: the first sheet that holds rows, written as CSV."""
+"""Excel workbooks: the first sheet that has the column of the texts, written as CSV."""
 
 import io
 import re
@@ -19,6 +19,10 @@ MOST_ROWS = 2**20  # of a sheet, as in Excel
 ROW_BYTES = 2**24  # of XML, of which each takes some 20 in memory; a usual row has a thousand
 PART_BYTES = 2**28  # of what is read whole, as all texts of the workbook, each once
 BROKEN = (zipfile.BadZipFile, zlib.error, ParseError, KeyError, ValueError, EOFError, OSError, IndexError)
+BROKEN += (TypeError, AttributeError)  # of openpyxl, where a part is not what it takes it for
+SAVE = "save it again, without a password"
+ESCAPED = re.compile("_x(?!D[89A-F])([0-9A-F]{4})_", re.IGNORECASE)  # a character that XML cannot hold, as CR
+ERRORS = ("#NULL!", "#DIV/0!", "#VALUE!", "#REF!", "#NAME?", "#NUM!", "#N/A", "#SPILL!", "#CALC!")  # of formulas
 
 
 class Excel(Cells):
@@ -34,29 +38,34 @@ class Excel(Cells):
         import openpyxl  # pip install 'fintune[xlsx]'
 
         source = path if content is None else io.BytesIO(content)
-        self.path, self.text_column, self._read, self._most = path, text_column, 0, 1
+        self.path, self.text_column, self._read = path, text_column, 0
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of parts that hold no cells
                 check_size(source, path)
                 book = openpyxl.load_workbook(source, read_only=True, data_only=True)
-            for sheet in book.worksheets:
-                self._most = max(1, sheet.max_row or 1)
+            title = ""
+            for sheet in sorted(book.worksheets, key=lambda sheet: sheet.sheet_state != "visible"):
+                most = max(1, sheet.max_row or 1)
                 sheet.reset_dimensions()  # some programs write wrong ones, which would cut rows off
-                self._values = enumerate(sheet.iter_rows(values_only=True), start=1)
-                header = next((cells for _, cells in self._values if any(cell is not None for cell in cells)), ())
-                if header:
+                values = enumerate(sheet.iter_rows(values_only=True), start=1)
+                header = next((cells for _, cells in values if any(cell is not None for cell in cells)), ())
+                names = [as_text(cell) for cell in header]
+                while names and not names[-1]:
+                    names.pop()
+                if names and (not title or text_column in names):
+                    what = f"column {text_column!r}" if title else "rows"
+                    title, self._most, self._values, self.columns = sheet.title, most, values, names
+                if text_column in names:
                     break
-            else:
-                raise UserError(f"{path}: no sheet of the workbook holds rows")
         except BROKEN as error:
             if isinstance(error, OSError) and error.errno:
                 raise UserError(f"{path}: cannot be read ({error.strerror})") from error
-            raise UserError(f"{path}: not a complete .xlsx workbook ({error}); save it again") from error
+            raise UserError(f"{path}: not a complete .xlsx workbook ({error}); {SAVE}") from error
+        if not title:
+            raise UserError(f"{path}: no sheet of the workbook holds rows")
         several = len(book.worksheets) > 1
-        self.about = f"sheet {sheet.title!r}, the first of {len(book.worksheets)} with rows" if several else ""
-        width = max(at for at, cell in enumerate(header, start=1) if cell is not None)
-        self.columns = [as_text(cell) for cell in header[:width]]
+        self.about = f"sheet {title!r}, the first of {len(book.worksheets)} with {what}" if several else ""
 
     def rows(self) -> Iterator[Row]:
         """Empty rows are counted where others follow; below the last one they are what formatting leaves behind."""
@@ -71,12 +80,14 @@ class Excel(Cells):
                 self._read = number
                 yield from (Row(empty, fault=EMPTY_LINE) for empty in range(below, number))
                 below = 0
-                if any(cell is not None for cell in cells[width:]):
+                if any(cell not in (None, "") for cell in cells[width:]):
                     yield Row(number, fault=f"{len(cells)} cells where the header has {width}")
                     continue
                 cells = [*cells[:width], *[None] * (width - len(cells))]
                 texts = [as_text(cell) for cell in cells]
-                yield Row(number, texts, cells[at], size=sum(map(len, texts)) + CELL * width)
+                text = texts[at] if isinstance(cells[at], str) else cells[at]
+                fault = f"{text}, an error of a formula" if text in ERRORS else None
+                yield Row(number, texts, text, fault, sum(map(len, texts)) + CELL * width)
         except BROKEN as error:
             raise UserError(f"{self.path}: damaged after row {self._read} ({error}); save it again") from error
 
@@ -121,6 +132,8 @@ def as_text(cell: object) -> str:
     """A cell as CSV holds it: dates as ISO 8601, empty cells as nothing."""
     if cell is None:
         return ""
+    if isinstance(cell, str):
+        return ESCAPED.sub(lambda found: chr(int(found[1], 16)), cell)
     if isinstance(cell, datetime) and cell.time() == time():
         return cell.date().isoformat()
     if isinstance(cell, datetime):

@@ -29,7 +29,7 @@ class Jsonl:
         told = [row for row in rows if row.fault != EMPTY_LINE]
         start = next((line.lstrip() for _, line, _ in self._head if line.strip()), "")
         none = bool(told) and not any(row.cells for row in rows)
-        if start.startswith("[") and (none or told[0].fault.startswith("not valid JSON")):
+        if start.startswith("[") and ((none and len(told) == 1) or told[0].fault.startswith("not valid JSON")):
             remedy = "write one object a line, as `jq -c '.[]' array.json > rows.jsonl` does"
             raise UserError(f"{file.path}: is one JSON array; {remedy}")
         if none:
@@ -43,6 +43,10 @@ class Jsonl:
         for found in self._lines:
             yield self._row(*found)
 
+    def finds(self, column: str) -> bool:
+        """Whether a line after the first ones has a column."""
+        return any(column in (read_object(line, set())[0] or {}) for _, line, _ in self.file.lines())
+
     def value(self, row: Row, column: str) -> object:
         return json.loads(row.cells).get(column)
 
@@ -50,6 +54,7 @@ class Jsonl:
         return self.file.done()
 
     def _row(self, number: int, line: str, fault: str | None) -> Row:
+        line = line.lstrip("\ufeff")  # the mark of a file that was put after another
         cells, fault = (None, fault) if fault else read_object(line, self._added)
         if fault:
             return Row(number, fault=fault)
@@ -80,16 +85,31 @@ class Jsonl:
 def read_object(line: str, added: set[str]) -> tuple[dict | None, str | None]:
     """(fields, None) of a line, or (None, why it cannot be labelled); `added` are the columns that labelling adds."""
     try:
-        cells = json.loads(line)
+        cells = json.loads(line, object_pairs_hook=fields_of)
     except RecursionError:
         return None, "nested too deep"
     except ValueError as error:
         return None, f"not valid JSON ({error})" if line.strip() else EMPTY_LINE
+    except UserError as error:
+        return None, str(error)
     if not isinstance(cells, dict):
         return None, f"{type(cells).__name__}, not an object of columns"
     if taken := added.intersection(cells):
         return None, f"has a column {min(taken)!r} already; choose a --prefix for the new ones"
     return cells, None
+
+
+def fields_of(pairs: list[tuple[str, object]]) -> dict:
+    """An object of JSON.
+
+    Raises:
+        UserError: two of its values have one name, so that nobody knows which is meant.
+    """
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise UserError(f"has {next(name for name in names if names.count(name) > 1)!r} twice")
+    return fields
 
 
 def json_line(value: dict, encoding: str = "utf-8", end: str = "\n", start: int = 0) -> bytes:

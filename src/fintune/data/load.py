@@ -260,7 +260,10 @@ def _read_table(task: Task, file: DataFile, content: bytes, name: str):
         fault = row.fault or fault_of(text_of(row.text))
         if fault not in (None, "empty"):  # of which the caller says what is needed
             raise UserError(f"{name}:{row.line}: {fault}; fix the row")
-        value = table.value(row, task.label_column)
+        try:
+            value = table.value(row, task.label_column)
+        except UnicodeDecodeError as error:  # in Parquet
+            raise UserError(f"{name}:{row.line}: the label is not UTF-8; fix the row") from error
         yield row.line, row.text, "" if value is None else str(value)
 
 

@@ -31,8 +31,7 @@ class Parquet:
         source = path if content is None else pa.BufferReader(content)
         try:
             self._schema = pq.read_schema(source)
-            texts = [field.name for field in self._schema if any(is_kind(field.type) for is_kind in TEXT)]
-            self._file = pq.ParquetFile(source, read_dictionary=texts, buffer_size=2**20)
+            self._file = pq.ParquetFile(source, read_dictionary=self._texts(source), buffer_size=2**20)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         except pa.ArrowException as error:
@@ -45,6 +44,19 @@ class Parquet:
                 raise UserError(f"{path}: column {text_column!r} holds {kind}, not text; name another column")
         self._batches = [self._batch_rows(group) for group in range(self._file.num_row_groups)]
 
+    def _texts(self, source: Path | pa.BufferReader) -> list[str]:
+        """Paths of what holds texts or bytes, in lists and structs too, without what pyarrow makes no views of."""
+        parts = pq.ParquetFile(source).schema
+        views = tuple(f"{field.name}." for field in self._schema if "_view" in str(field.type))
+        leaves = [parts.column(number) for number in range(len(parts.names))]
+        return [
+            leaf.path
+            for leaf in leaves
+            if leaf.physical_type == "BYTE_ARRAY"
+            and leaf.logical_type.type != "DECIMAL"
+            and not f"{leaf.path}.".startswith(views)
+        ]
+
     def _batch_rows(self, group: int) -> int:
         """How many rows of a row group are decoded at once.
 
@@ -56,15 +68,16 @@ class Parquet:
         for number in range(metadata.num_columns):
             column = metadata.column(number)
             unpacked, values = column.total_uncompressed_size, column.num_values
+            width = max(8, self._file.schema.column(number).length)  # of a value of fixed length
             most, ratio = UNPACKED
-            if max(unpacked, 8 * values / max(1, metadata.num_rows)) > most and (
+            if max(unpacked, width * values / max(1, metadata.num_rows)) > most and (
                 max(unpacked, values) > ratio * column.total_compressed_size
             ):
                 raise UserError(
                     f"{self.path}: column {column.path_in_schema!r} takes over {most >> 20} MiB at once when row "
                     f"group {group} is unpacked; write it again with smaller row groups"
                 )
-            total += max(unpacked, 8 * values)
+            total += max(unpacked, width * values)
         return max(1, min(BATCH_ROWS, BATCH_BYTES * metadata.num_rows // max(1, total)))
 
     def rows(self) -> Iterator[Row]:
@@ -91,7 +104,9 @@ class Parquet:
             yield row
 
     def value(self, row: Row, column: str) -> object:
-        return row.cells.column(column)[0].as_py()
+        """Raises UnicodeDecodeError for what is no UTF-8, in a column of bytes too."""
+        value = row.cells.column(column)[0].as_py()
+        return value.decode() if isinstance(value, bytes) else value
 
     def done(self) -> float:
         """Share of the file's rows that were read."""
@@ -134,6 +149,12 @@ def bytes_of(array: pa.Array) -> np.ndarray:
         return bytes_of(array.dictionary.take(pa.array(used, mask=used < 0)))[places]
     if any(is_kind(array.type) for is_kind in TEXT):
         return pc.binary_length(array).fill_null(0).to_numpy(zero_copy_only=False)
+    if pa.types.is_struct(array.type):
+        return sum(map(bytes_of, array.flatten()), np.zeros(len(array), int))
+    if isinstance(array, pa.ListArray | pa.LargeListArray):  # a map too
+        parts = [array.keys, array.items] if isinstance(array, pa.MapArray) else [array.values]
+        before, ends = np.cumsum([0, *sum(map(bytes_of, parts))]), array.offsets.to_numpy()
+        return before[ends[1:]] - before[ends[:-1]]
     if pa.types.is_nested(array.type):
         return np.array([array.slice(at, 1).nbytes for at in range(len(array))])
-    return np.full(len(array), 8)
+    return np.full(len(array), array.type.byte_width if pa.types.is_fixed_size_binary(array.type) else 8)

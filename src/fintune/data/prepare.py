@@ -4,7 +4,7 @@ import io
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import Iterable
-from math import isnan
+from math import isfinite
 from pathlib import Path
 
 import yaml
@@ -13,9 +13,11 @@ from rich.table import Table
 
 from fintune.data import audit
 from fintune.data.csv_file import write_csv
+from fintune.data.excel_file import ERRORS
 from fintune.data.inputs import columns_of, input_fault, named_columns, text_of
 from fintune.data.load import load_data
 from fintune.data.rows import fault_of
+from fintune.data.same_text import name_key, trimmed
 from fintune.data.tables import check_column, check_columns, read_inputs, read_table
 from fintune.errors import UserError
 from fintune.files import write_text
@@ -30,7 +32,7 @@ MOST_LISTED = 210  # of all labels in the instruction and the longest as the ans
 IMBALANCE = 3  # rows of the commonest class for each of the rarest, from which on weights are offered
 # what pandas reads as missing, and writes for it
 NO_LABELS = {"-1.#IND", "1.#QNAN", "1.#IND", "-1.#QNAN", "#N/A N/A", "#N/A", "N/A", "n/a", "NA", "<NA>", "#NA"}
-NO_LABELS |= {"NULL", "null", "None", "NaT"}
+NO_LABELS |= {"NULL", "null", "None", "NaT", *ERRORS}
 TEMPLATE = """\
 {{#- Made by `fintune prepare` for {task}: say here what the labels mean; `text` is a row's text. -#}}
 Classify this text. Answer with {answers}.
@@ -79,6 +81,7 @@ def prepare(
         raise UserError(
             f"{file}: column {label!r} holds {len(counts)} different labels among {len(rows)} usable rows, "
             f"such as {sorted(counts)[:3]}; a task needs 2 to {MOST_LABELS} labels with {FEWEST_ROWS} rows each"
+            + "".join(f"; left out: {why}" for why in reasons(left_out)[:3])
         )
     table = io.StringIO()
     write_csv(table, [("text", "label", *columns), *rows])
@@ -153,27 +156,25 @@ def read(
     rows, left_out = [], defaultdict(list)
     for row in read_inputs(table, columns):
         fault = row.fault or input_fault(row.text, list(columns))
-        value = None if fault else table.value(row, label)
+        try:
+            value = None if fault else table.value(row, label)
+        except UnicodeDecodeError:  # in Parquet
+            fault = "label: not UTF-8"
         if fault := fault or no_label(value):
             left_out[fault.partition(" (")[0]].append(row.line)
         else:
             rows.append((text_of(row.text), str(value), *columns_of(row.text).values(), row.line))
     spellings = defaultdict(Counter)
     for _, value, *_ in rows:
-        spellings[same(value)][value] += 1
-    taken = {key: found.most_common(1)[0][0].strip() for key, found in spellings.items()}
-    rows = [(words, taken[same(value)], *others) for words, value, *others in rows]
+        spellings[name_key(value)][value] += 1
+    taken = {key: trimmed(found.most_common(1)[0][0]) for key, found in spellings.items()}
+    rows = [(words, taken[name_key(value)], *others) for words, value, *others in rows]
     counts = Counter(value for _, value, *_ in rows)
     for _, value, *_, line in rows:
         if counts[value] < FEWEST_ROWS:
             left_out[f"label {value!r} has {counts[value]} rows, {FEWEST_ROWS} are needed"].append(line)
     kept = [row[:-1] for row in rows if counts[row[1]] >= FEWEST_ROWS]
     return kept, left_out, [found for found in spellings.values() if len(found) > 1]
-
-
-def same(label: str) -> str:
-    """Equal for spellings of one label."""
-    return " ".join(label.casefold().split())
 
 
 def tokens(label: str) -> int:
@@ -184,18 +185,22 @@ def tokens(label: str) -> int:
 
 def no_label(value: object) -> str | None:
     """Why a value is no label; None where it is one."""
-    if value is None or not str(value).strip():
+    if isinstance(value, list | dict):
+        return f"{type(value).__name__}, not one label"
+    words = "" if value is None else trimmed(str(value))
+    if not name_key(words):
         return "no label"
-    words = str(value).strip()
+    if fault := fault_of(words):
+        return f"label: {fault}"
     try:
-        missing = words in NO_LABELS or isnan(float(words))
+        missing = words in NO_LABELS or not isfinite(float(words))
     except ValueError:
         missing = False
     if missing:
         return f"{words!r} stands for a missing label; rename it where it is a class"
     if tokens(words) > LONGEST_LABEL:
         return f"label {words[:40]!r}... has {len(words):,} characters; shorten it"
-    return fault_of(str(value))
+    return None
 
 
 def task_text(
@@ -261,5 +266,13 @@ def show(
     for found in spellings:
         print(f"one label: {spelt(found)}")
     print(f"left out: {sum(map(len, left_out.values())):,} rows")
-    for reason, lines in left_out.items():
-        print(f"  {len(lines):,}: {reason} (line {', '.join(map(str, lines[:5]))}{', ...' * (len(lines) > 5)})")
+    for why in reasons(left_out):
+        print(f"  {why}")
+
+
+def reasons(left_out: dict[str, list[int]]) -> list[str]:
+    """How many rows were left out for each reason, and where."""
+    return [
+        f"{len(lines):,}: {reason} (line {', '.join(map(str, lines[:5]))}{', ...' * (len(lines) > 5)})"
+        for reason, lines in left_out.items()
+    ]

@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fintune.data.inputs import cell
 from fintune.data.jsonl_file import Jsonl
 from fintune.data.parquet_file import Parquet
 from fintune.data.rows import Row
+from fintune.data.same_text import name_key
 from fintune.data.text_file import COMPRESSED, TextFile
 from fintune.errors import UserError
 
@@ -83,16 +85,22 @@ def check_column(table: Table, where: Path, name: str, option: str, texts: bool 
         UserError: it has not; the message proposes the column that is likely meant.
     """
     count = table.columns.count(name)
-    if count == 1:
+    if count == 1 or (not count and isinstance(table, Jsonl) and table.finds(name)):
         return
+    if not table.columns:
+        raise UserError(f"{where}: holds no columns, being empty where they are looked for; name another file")
     said = str(table.columns[:20])[:200]
     if count:
         raise UserError(f"{where}: column {name!r} appears {count} times in the header {said}; rename one of them")
-    likely = [column for column in table.columns if column.strip().casefold() == name.strip().casefold()]
-    if texts and not likely:
+    likely = [column for column in table.columns if name_key(column) == name_key(name)]
+    joined = isinstance(table, Csv) and len(table.columns) == 1 and name_key(name) in name_key(table.columns[0])
+    if texts and not likely and not joined:
         likely = [column for column in table.columns if column.strip().casefold() in TEXT_NAMES]
         likely = likely if len(likely) == 1 else _columns_of_words(table)
     remedy = "name the right one: " + option.format("NAME")
+    if joined and not likely:
+        files = "state what separates its cells: --delimiter CHARACTER"
+        remedy = files if option.startswith("--") else "separate its cells by commas"
     if len(likely) == 1:
         remedy = f"{likely[0]!r} is likely meant: " + option.format(shlex.quote(likely[0]))
     raise UserError(f"{where}: column {name!r} is missing from the header {said}; {remedy}")
@@ -135,5 +143,6 @@ def _columns_of_words(table: Table) -> list[str]:
         if row.cells is not None:
             rows += 1
             for column in columns:
-                words[column] += len(str(table.value(row, column)).split())
+                with suppress(UnicodeDecodeError):  # of pictures in Parquet
+                    words[column] += len(str(table.value(row, column)).split())
     return [column for column in columns if rows and words[column] >= WORDS * rows]

@@ -27,6 +27,9 @@ FOREIGN = {  # first bytes -> what such a file is
     b"PAR1": "is a Parquet file; name it .parquet",
     b"\x1f\x8b": "is compressed by gzip; add .gz to its name",
     b"\x28\xb5\x2f\xfd": "is compressed by zstd; add .zst to its name",
+    b"BZh91AY&SY": "is compressed by bzip2; unpack it",
+    b"\xfd7zXZ\0": "is compressed by xz; unpack it",
+    b"%PDF-": "is a PDF; export its table as CSV",
 }
 
 
@@ -106,7 +109,8 @@ class TextFile:
         if count > FEW:
             raise UserError(
                 f"{self.path}: {count:,} lines are {fault.partition(' (')[0]}, the first of them line {number};"
-                f"{reads} --encoding {guess or 'NAME'} reads it so, --encoding {self.encoding} leaves such lines out"
+                + (f"{reads} --encoding {guess} reads it so" if guess else " state the right --encoding")
+                + f", --encoding {self.encoding} leaves such lines out"
             )
 
     def _text(self) -> io.TextIOWrapper:

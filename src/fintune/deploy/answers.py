@@ -11,6 +11,7 @@ from fintune.data.inputs import Input, key_of
 from fintune.data.rows import Row
 from fintune.deploy.classifier import Classifier
 
+SUM = 1e-9  # by which probabilities that are sound may miss 1, in float64
 MOST_IN_MEMORY = 1_000_000  # texts of a stream whose scores are kept, some 200 MB; then the cache is emptied
 
 
@@ -43,15 +44,17 @@ class Answers:
         self.scored = 0
         self.database = sqlite3.connect(store)
         self.database.execute(
-            "CREATE TABLE IF NOT EXISTS scores (text BLOB PRIMARY KEY, probabilities BLOB, stage INTEGER)"
+            "CREATE TABLE IF NOT EXISTS scores "
+            "(text BLOB PRIMARY KEY, probabilities BLOB, truncated INTEGER, stage INTEGER)"
         )
 
     def __call__(self, inputs: list[Input]) -> list[dict]:
         keys = [hashlib.blake2b(key_of(given), digest_size=16).digest() for given in inputs]
-        known: dict[bytes, tuple[bytes, int]] = {}
+        known: dict[bytes, tuple[bytes, int, int]] = {}
         for key in set(keys):
-            wanted = "SELECT probabilities, stage FROM scores WHERE text = ?"
-            if found := self.database.execute(wanted, (key,)).fetchone():
+            wanted = "SELECT probabilities, truncated, stage FROM scores WHERE text = ?"
+            found = self.database.execute(wanted, (key,)).fetchone()
+            if found and self._is_sound(*found):  # a disk may have damaged it
                 known[key] = found
         new = {key: given for key, given in zip(keys, inputs, strict=True) if key not in known}
         if new:
@@ -59,26 +62,32 @@ class Answers:
             if self.scored > self.most:
                 self.database.execute("DELETE FROM scores")
                 self.scored = len(new)
-            probabilities, stages = self.classifier.answers(list(new.values()))
-            found = zip(map(np.ndarray.tobytes, probabilities), stages.tolist(), strict=True)
+            probabilities, truncated, stages = self.classifier.answers(list(new.values()))
+            scores = map(np.ndarray.tobytes, probabilities)
+            found = zip(scores, truncated.tolist(), stages.tolist(), strict=True)
             known |= dict(zip(new, found, strict=True))
             with self.database:
-                self.database.executemany("INSERT INTO scores VALUES (?, ?, ?)", [(key, *known[key]) for key in new])
-        cut = self.classifier.truncated(inputs)
-        return [self._columns(*known[key], bool(lost)) for key, lost in zip(keys, cut, strict=True)]
+                rows = [(key, *known[key]) for key in new]
+                self.database.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?, ?)", rows)
+        return [self._columns(*known[key]) for key in keys]
 
     def of_rows(self, rows: list[Row]) -> list[dict]:
         """The columns of each row; one that cannot be labelled has only `rejected`, which says why."""
         found = iter(self([row.text for row in rows if row.fault is None]))
         return [self._rejected(row.fault) if row.fault else next(found) for row in rows]
 
-    def _columns(self, scores: bytes, stage: int, truncated: bool) -> dict:
+    def _columns(self, scores: bytes, truncated: int, stage: int) -> dict:
         classifier, probabilities = self.classifier, np.frombuffer(scores)
         label, confidence = classifier.names[probabilities.argmax()], float(probabilities.max())
         values = [label, confidence, *map(float, probabilities)]
         values += [classifier.abstains(confidence, stage, self.threshold)]
-        values += [classifier.stage(stage)] * bool(classifier.stages) + [truncated, None]
+        values += [classifier.stage(stage)] * bool(classifier.stages) + [bool(truncated), None]
         return dict(zip(self.columns, values, strict=True))
+
+    def _is_sound(self, scores: bytes, truncated: int, stage: int) -> bool:
+        names, stages = len(self.classifier.names), len(self.classifier.stages)
+        sums = len(scores) == 8 * names and abs(np.frombuffer(scores).sum() - 1) < SUM
+        return bool(sums) and truncated in (0, 1) and stage in range(stages + 1)
 
     def _rejected(self, reason: str) -> dict:
         return dict.fromkeys(self.columns) | {self.columns[-1]: reason}

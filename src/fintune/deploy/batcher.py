@@ -54,7 +54,7 @@ class Batcher:
         self._thread = ThreadPoolExecutor(1, "scoring")  # one: the classifier is not made for two
 
     async def __call__(self, texts: list[Input], client: str) -> np.ndarray:
-        """(texts, labels + 2): calibrated probabilities, the stage, and 1 where a text's end was not read.
+        """(texts, labels + 2): calibrated probabilities, 1 where a text's end was not read, and the stage.
 
         When cancelled, what is left of them is not scored.
 
@@ -138,4 +138,4 @@ class Batcher:
                     request.answer.done() or request.answer.set_result(np.concatenate(request.scores))
 
     def _answers(self, texts: list[Input]) -> np.ndarray:
-        return np.column_stack([*self.classifier.answers(texts), self.classifier.truncated(texts)])
+        return np.column_stack(self.classifier.answers(texts))

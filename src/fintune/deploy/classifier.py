@@ -30,6 +30,7 @@ class Classifier:
         scorer: the model; see fintune/scoring/scorer.py.
         stages: names of a cascade's stages; empty for a run of one model.
         long: how a text of over `max_length` tokens is read; see `from_pretrained`.
+        truncated_texts: how many texts were scored so far whose end was not read.
         caveat: what whoever uses the answers must know first; None where there is nothing.
     """
 
@@ -39,7 +40,7 @@ class Classifier:
             result: metrics.json of the run.
         """
         self.names, self.calibration, self.scorer = result["data"]["labels"], result["calibration"], scorer
-        self.long, self.stages = long, stage_names(result)
+        self.long, self.stages, self.truncated_texts = long, stage_names(result), 0
         if self.stages and long == "split":
             raise UserError("--long split: stages of a cascade read windows of different lengths; leave it out")
         self.columns = result["data"].get("columns", [])  # absent from runs that were trained before there were any
@@ -96,21 +97,22 @@ class Classifier:
             UserError: a text or a column is missing, not a string, or empty; the columns leave no room for a text.
         """
         single = isinstance(texts, str | dict)
-        probabilities, _ = self.answers([texts] if single else list(texts))
+        probabilities, *_ = self.answers([texts] if single else list(texts))
         labels = [self.names[label] for label in probabilities.argmax(axis=1)]
         return (labels[0], probabilities[0]) if single else (labels, probabilities)
 
-    def answers(self, inputs: list[Input]) -> tuple[np.ndarray, np.ndarray]:
+    def answers(self, inputs: list[Input]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
         Args:
             inputs: as in a call.
 
         Returns:
-            (texts, labels) calibrated probabilities; (texts,) which of `stages` answers, their number where none may,
-            of a run that has none 0.
+            (texts, labels) calibrated probabilities; (texts,) whether the end of each was not read, being over
+            `max_length` tokens; (texts,) which of `stages` answers, their number where none may, of a run without
+            stages 0.
 
         Raises:
-            UserError: as in a call.
+            UserError: as in a call; the model's scores are NaN.
         """
         from fintune.scoring.calibration import scaled
 
@@ -119,8 +121,18 @@ class Classifier:
                 raise UserError(f"text {row}: {fault}; {self.wanted}")
         inputs = self._ordered(inputs)
         if self.stages:
-            return self.scorer.answers(inputs)
-        return scaled(self._raw(inputs), self.calibration["temperature"]), np.zeros(len(inputs), int)
+            probabilities, truncated, stages = self.scorer.answers(inputs)
+        else:
+            scores, truncated = self._scores(inputs)
+            probabilities = scaled(scores, self.calibration["temperature"])
+            stages = np.zeros(len(inputs), int)
+        for row in np.flatnonzero(~np.isfinite(probabilities).all(axis=1)):
+            raise UserError(
+                f"text {row}, {str(inputs[row])[:60]!r}: the model's scores are no numbers, as where its weights are "
+                "damaged or 16 bits overflow; evaluate the run, and train it again"
+            )
+        self.truncated_texts += int(truncated.sum())
+        return probabilities, truncated, stages
 
     def abstains(self, confidence: float, stage: int, threshold: float) -> bool:
         """Whether an answer is marked as abstained: its confidence is below the threshold, or no stage may answer."""
@@ -135,30 +147,33 @@ class Classifier:
         names = ("text", *self.columns)
         return [{name: given[name] for name in names} if self.columns else given for given in inputs]
 
-    def _raw(self, inputs: list[Input]) -> np.ndarray:
-        """(texts, labels) probabilities without temperature."""
+    def _scores(self, inputs: list[Input]) -> tuple[np.ndarray, np.ndarray]:
+        """(texts, labels) probabilities without temperature; (texts,) whether the end of each was not read."""
         if self.long == "cut" or not inputs:
-            return self.scorer.probabilities(inputs)
+            return self.scorer.scores(inputs)
         from fintune.model.cut import windows
 
         parts = [windows(self.scorer.encoder, given) for given in inputs]
-        scores = self.scorer.probabilities([part for several in parts for part in several])
+        scores, _ = self.scorer.scores([part for several in parts for part in several])
         starts = np.cumsum([0, *map(len, parts[:-1])])
         logs = np.log(scores.clip(np.finfo(float).tiny))
         means = np.add.reduceat(logs, starts) / np.array([[len(several)] for several in parts])
         shares = np.exp(means - means.max(axis=1, keepdims=True))
-        return shares / shares.sum(axis=1, keepdims=True)
+        return shares / shares.sum(axis=1, keepdims=True), np.zeros(len(inputs), bool)
 
     def truncated(self, texts: Input | Iterable[Input]) -> np.ndarray | bool:
-        """(texts,) whether the end of each is not read, being over `max_length` tokens; or of a single one.
+        """(texts,) whether the end of each is not read, see `answers`; or of a single one. Only a cascade scores them.
 
         Args:
             texts: as in a call, all of them sound.
         """
-        single = isinstance(texts, str | dict)
-        inputs, split = self._ordered([texts] if single else texts), self.long == "split"
-        found = [not split and self.scorer.encoder.is_cut(given) for given in inputs]
-        return found[0] if single else np.array(found, dtype=bool)
+        single, split = isinstance(texts, str | dict), self.long == "split"
+        inputs = self._ordered([texts] if single else texts)
+        if self.stages:
+            found = self.scorer.answers(inputs)[1]
+        else:
+            found = np.array([not split and self.scorer.encoder.is_cut(given) for given in inputs], bool)
+        return bool(found[0]) if single else found
 
     def fault(self, given: object) -> str | None:
         """Why something cannot be labelled; None where it can."""
@@ -187,11 +202,6 @@ class Classifier:
     def max_length(self) -> int | None:
         """Tokens of a prompt or text, of which longer ones lose their end; None where texts are read whole."""
         return self.scorer.encoder.max_length
-
-    @property
-    def truncated_texts(self) -> int:
-        """How many texts were truncated to `max_length` so far."""
-        return self.scorer.encoder.truncated_texts
 
     def threshold(self, target_accuracy: float) -> float:
         """The confidence from which on the run's validation rows were right in that share; see `threshold_for`."""

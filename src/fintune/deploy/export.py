@@ -80,7 +80,7 @@ def inputs_to_check(run_dir: Path) -> list[Input]:
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
         found = bool(rows) and all(isinstance(row["text"], str) for row in rows)
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         found = False
     if not found:
         raise UserError(f"{path}: holds no rows with texts; score the run again with evaluate.py")

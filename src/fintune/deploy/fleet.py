@@ -7,12 +7,14 @@ paths that every node sees, or URIs of a bucket (s3://, gs://), whose files pass
 import json
 import sys
 import tempfile
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
+from filelock import FileLock, Timeout
 from pyarrow.fs import FileSelector, FileSystem, FileType, LocalFileSystem, copy_files
 from ray.data import ActorPoolStrategy
 
@@ -53,47 +55,48 @@ def label_folder(
         (labelled, rejected) rows of all files, also those of earlier calls, counted in what was written.
 
     Raises:
-        UserError: there is no Parquet file; `target` holds files of another run or other options; after all others
-            are labelled, a file that could not be.
+        UserError: there is no Parquet file; `target` holds files of another run or other options, or another command
+            is labelling into it; after all others are labelled, a file that could not be.
     """
     source, target = (folder if "://" in folder else str(Path(folder).resolve()) for folder in (source, target))
     if source == target:
         raise UserError(f"{target}: is the input's folder; name another folder for the output")
-    files, existing = parquet_files(source), parquet_files(target, missing_ok=True)
+    files, options = parquet_files(source), (text_column, threshold, prefix)
     if not files:
         raise UserError(f"{source}: no .parquet file in it; name the folder that holds them")
-    options = (text_column, threshold, prefix)
-    _check_run(target, [*run, *options, long, *(columns or {}).items()], begun=bool(existing))
-    todo = sorted(set(files) - {name for name in existing if not _interrupted(target, name)})
-    print(f"{len(files):,} files, {len(files) - len(todo):,} of them done before", file=sys.stderr)
-    failed = []
-    if todo:
-        ray.init(ignore_reinit_error=True, log_to_driver=False, runtime_env={"env_vars": {"TQDM_DISABLE": "1"}})
-        gpus, cpus = ray.cluster_resources().get("GPU", 0), ray.cluster_resources().get("CPU", 0)
-        most = max(1, min(len(todo), int(gpus or cpus)))
-        work = ray.data.from_items([{"file": name} for name in todo], override_num_blocks=len(todo)).map_batches(
-            Labeller,
-            fn_constructor_args=(
-                str(run_dir.resolve()),
-                source,
-                target,
-                options,
-                columns,
-                base and str(base.resolve()),
-                long,
-            ),
-            batch_size=1,
-            compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1),
-            num_cpus=0 if gpus else 1,
-            num_gpus=1 if gpus else 0,
-        )
-        failed = [row for row in work.iter_rows() if row["error"]]
+    with _alone(target):
+        existing = parquet_files(target, missing_ok=True)
+        _check_run(target, [*run, *options, long, *(columns or {}).items()], begun=bool(existing))
+        todo = sorted(set(files) - {name for name in existing if not _interrupted(target, name)})
+        print(f"{len(files):,} files, {len(files) - len(todo):,} of them done before", file=sys.stderr)
+        settings = str(run_dir.resolve()), source, target, options, columns, base and str(base.resolve()), long
+        failed = _failed(todo, settings) if todo else []
     if failed:
         raise UserError(
             f"{len(failed)} of {len(files)} files could not be labelled, the others are; first {failed[0]['file']}: "
             f"{failed[0]['error']}"
         )
     return count(source, target, files, prefix)
+
+
+def _failed(names: list[str], settings: tuple) -> list[dict]:
+    """Have the files labelled; those that could not be, with their errors.
+
+    Args:
+        settings: of `Labeller`.
+    """
+    ray.init(ignore_reinit_error=True, log_to_driver=False, runtime_env={"env_vars": {"TQDM_DISABLE": "1"}})
+    gpus, cpus = ray.cluster_resources().get("GPU", 0), ray.cluster_resources().get("CPU", 0)
+    most = max(1, min(len(names), int(gpus or cpus)))
+    work = ray.data.from_items([{"file": name} for name in names], override_num_blocks=len(names)).map_batches(
+        Labeller,
+        fn_constructor_args=settings,
+        batch_size=1,
+        compute=ActorPoolStrategy(min_size=1, max_size=most, initial_size=most, max_tasks_in_flight_per_actor=1),
+        num_cpus=0 if gpus else 1,
+        num_gpus=1 if gpus else 0,
+    )
+    return [row for row in work.iter_rows() if row["error"]]
 
 
 class Labeller:
@@ -172,6 +175,32 @@ def _interrupted(target: str, name: str) -> bool:
     """Whether labelling the file was killed while it cleaned up."""
     files, path = location(target)
     return files.get_file_info(f"{path}/{name}.parts/manifest.json").type is FileType.File
+
+
+@contextmanager
+def _alone(target: str) -> Iterator[None]:
+    """Holds the output folder, where it is a path; a bucket knows no locks.
+
+    Raises:
+        UserError: another command holds it, or it cannot be written.
+    """
+    if not isinstance(location(target)[0], LocalFileSystem):
+        yield
+        return
+    folder = Path(location(target)[1])
+    lock = FileLock(folder / ".lock", timeout=0)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(f"{target}: another command is labelling into it; wait for that one") from error
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error}); name another folder") from error
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def _check_run(target: str, run: list, begun: bool) -> None:

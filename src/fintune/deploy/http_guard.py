@@ -42,7 +42,7 @@ class Guard:
             await self.app(scope, receive, send)
 
     def _refusal(self, headers: Headers) -> JSONResponse | None:
-        host, origin = headers.get("host", ""), headers.get("origin")
+        host, origins = headers.get("host", ""), headers.getlist("origin")
         if "content-length" in headers and "transfer-encoding" in headers:
             close = {"Connection": "close"}  # what follows may be the rest of this request, or another one
             return error_response(400, "give Content-Length or Transfer-Encoding, not both", close)
@@ -50,14 +50,18 @@ class Guard:
             return error_response(
                 400, f"Host {host!r} is not this service; start it with --allowed-host for that name"
             )
-        if origin is not None and not self._may_ask(origin.partition("://")[2].lower(), host.lower()):
-            return error_response(403, f"a page of {origin!r} may not ask; start with --allowed-host for its host")
+        for origin in origins:
+            if not self._may_ask(origin.lower(), host.lower()):
+                return error_response(403, f"a page of {origin!r} may not ask; start with --allowed-host for its host")
         return None
 
     def _is_own(self, name: str | None) -> bool:
         return name in self.names or (self.every_address and name is not None and _is_address(name))
 
-    def _may_ask(self, page: str, host: str) -> bool:
+    def _may_ask(self, origin: str, host: str) -> bool:
+        scheme, _, page = origin.partition("://")
+        if scheme not in ("http", "https"):  # a browser's extension, a file, null
+            return False
         return page == host or _name(page) in self.allowed  # a proxy may put its own into Host
 
 

@@ -117,7 +117,8 @@ def label_file(
     parts = Parts(target)
     with parts.locked(), _stoppable(str(parts.folder)) as stop_if_asked:
         parts.check()  # again: another run may have ended meanwhile
-        options = [text_column, threshold, prefix, spreadsheet_safe, delimiter, encoding, classifier.long]
+        added = added_columns(classifier.names, prefix, bool(classifier.stages))  # another version may add others
+        options = [text_column, threshold, added, spreadsheet_safe, delimiter, encoding, classifier.long]
         options += columns.items()
         run = run_fingerprint(run_dir, classifier.names, classifier.calibration)
         parts.begin({"input": begun_with, "run": run, "options": options, "shard": [SHARD, SHARD_SIZE]})

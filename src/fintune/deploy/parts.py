@@ -41,7 +41,7 @@ class Parts:
         check_writable(self.folder if self.folder.is_dir() else self.folder.parent)
         manifest = self._read()
         for place in reversed(self.places.values()):
-            if place.exists() and "joined" not in manifest:
+            if _taken(place) and "joined" not in manifest:
                 if not manifest and self.folder.exists():  # empty: killed as it was about to be removed
                     with suppress(UserError), self.locked():
                         pass
@@ -135,7 +135,7 @@ class Parts:
             made, hashed = self.folder / name, files.get(name)
             if place.is_file() and not made.exists() and sha256(place) == hashed:
                 continue  # moved before a kill
-            if place.exists():
+            if _taken(place):
                 raise UserError(f"{place}: already exists; move it away, then the same command goes on")
             if hashed is None:
                 continue
@@ -162,7 +162,8 @@ class Parts:
         """The manifest; empty where there is neither one nor anything else."""
         try:
             manifest = read_json(self._manifest)
-            if manifest.keys() >= KEYS:
+            joined = manifest.get("joined", {"files": "output", "counts": (0, 0)})
+            if manifest.keys() >= KEYS and "output" in joined["files"] and len(joined["counts"]) == 2:
                 return manifest
         except FileNotFoundError:
             held = []
@@ -170,9 +171,14 @@ class Parts:
                 held = [path for path in self.folder.iterdir() if path.name != "lock" or path.stat().st_size]
             if {path.name for path in held} <= {"manifest.json.part"}:  # killed as it began or ended
                 return {}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, KeyError, TypeError):
             pass
         raise UserError(
             f"{self.folder}: holds no manifest of `fintune predict`, so nothing in it is touched; move it away, or "
             "name another output"
         )
+
+
+def _taken(place: Path) -> bool:
+    """Whether something is there, be it a link to what is missing now."""
+    return place.exists() or place.is_symlink()

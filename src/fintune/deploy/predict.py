@@ -58,6 +58,7 @@ def predict(
     result = read_result(run_dir)
     names, calibration = result["data"]["labels"], result["calibration"]
     columns = find_columns(result["data"].get("columns", []), named_columns(columns))
+    goes_on = " since it went on" if output and Path(f"{output}.parts").exists() else ""
     if engine == "local" and not streaming:
         if Path(source).is_dir():
             raise UserError(f"{source}: is a folder; --engine ray labels the .parquet files in it, or name one file")
@@ -87,7 +88,7 @@ def predict(
     where = f" (see the column {prefix}rejected)" if rejected else ""
     if output and Path(f"{output}.rejected.jsonl").exists():
         where = f" (see the column {prefix}rejected, and {output}.rejected.jsonl for lines that are no rows)"
-    cut = f"; {classifier.truncated_texts:,} texts truncated to {classifier.max_length} tokens"
+    cut = f"; {classifier.truncated_texts:,} texts truncated to {classifier.max_length} tokens{goes_on}"
     said = f"{labelled + rejected:,} rows: {labelled:,} labelled, {rejected:,} rejected{where}"
     print(said + cut * (classifier.max_length is not None), file=sys.stderr)
     return 3 if rejected else 0

@@ -27,6 +27,7 @@ from starlette.routing import Route
 from fintune.data.inputs import Input
 from fintune.deploy.batcher import Batcher, QueueFull
 from fintune.deploy.classifier import Classifier
+from fintune.deploy.connections import Connection
 from fintune.deploy.http_guard import Guard, error_response, unsupported
 from fintune.errors import UserError
 
@@ -105,12 +106,13 @@ def serve(app: Starlette, listening: socket.socket, max_connections: int, gracef
     """Answer requests until a signal comes.
 
     Args:
-        max_connections: beyond them a request is answered with 503.
+        max_connections: beyond them the one that was silent longest is closed, see `Connection`; where all wait for
+            an answer, a request is answered with 503.
         graceful_timeout: seconds for the open requests after SIGTERM.
     """
     config = uvicorn.Config(
         app,
-        http="h11",
+        http=Connection,
         ws="none",
         access_log=False,
         limit_concurrency=max_connections,
@@ -211,7 +213,7 @@ def create_app(
         return (rows[0] if single else f'{{"results":[{",".join(rows)}]}}').encode()
 
     def _result(row: np.ndarray) -> dict:
-        scores, stage, truncated = row[:-2], int(row[-2]), bool(row[-1])
+        scores, truncated, stage = row[:-2], bool(row[-2]), int(row[-1])
         confidence = float(scores.max())
         return {
             "label": classifier.names[scores.argmax()],

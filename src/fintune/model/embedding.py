@@ -33,14 +33,21 @@ class Embedder:
         """
         self.model, self.encoder, self.progress = model.eval().requires_grad_(False), encoder, progress
 
-    @torch.no_grad()
     def transform(self, inputs: Sequence[Input]) -> np.ndarray:
-        """(texts, hidden size) in float64, in the order of `inputs`; every row has length 1."""
-        vectors = np.empty((len(inputs), self.model.config.hidden_size))
-        for places, batch in self.encoder.batches(list(inputs), self.model.device, self.progress):
+        """(texts, hidden size) of `embed`."""
+        return self.embed(inputs)[0]
+
+    @torch.no_grad()
+    def embed(self, inputs: Sequence[Input]) -> tuple[np.ndarray, np.ndarray]:
+        """(texts, hidden size) in float64, in the order of `inputs`, where every row has length 1; (texts,) whether
+        each lost its end.
+        """
+        vectors, truncated = np.empty((len(inputs), self.model.config.hidden_size)), np.zeros(len(inputs), bool)
+        for places, batch, cut in self.encoder.batches(list(inputs), self.model.device, self.progress):
             states = self.model(**batch).last_hidden_state
             vectors[places] = mean_pooled(states, batch["attention_mask"]).double().cpu().numpy()
-        return vectors
+            truncated[places] = cut
+        return vectors, truncated
 
 
 def mean_pooled(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

@@ -91,11 +91,12 @@ class EncoderInput:
             raise UserError(f"{name}: max_length is {max_length}, the model reads {positions} tokens; lower it")
 
     def encode(self, inputs: Sequence[Input]) -> list[list[int]]:
-        """Token ids of each text with its columns; see `features`."""
-        return self.features(inputs)["input_ids"]
+        """Token ids of each text with its columns; see `read`."""
+        return self.read(inputs)[0]["input_ids"]
 
-    def features(self, inputs: Sequence[Input]) -> dict[str, list[list[int]]]:
-        """`input_ids` of each text, with columns also the `token_type_ids` of a model that has them.
+    def read(self, inputs: Sequence[Input]) -> tuple[dict[str, list[list[int]]], list[bool]]:
+        """`input_ids` of each text, with columns also the `token_type_ids` of a model that has them; and whether the
+        text lost its end.
 
         Control tokens inside a text or a column (`[SEP]`, `</s>`) stay plain characters. Of what is too long the text
         loses its end, never a column.
@@ -105,24 +106,25 @@ class EncoderInput:
                 room for it.
         """
         if not inputs:
-            return {"input_ids": []}
+            return {"input_ids": []}, []
         texts = [text_of(given) for given in inputs]
         pairs = [_second_segment(given) for given in inputs] if columns_of(inputs[0]) else None
         keys = ["input_ids", "token_type_ids"] if pairs and self._tells_segments else ["input_ids"]
         starts = [text[: CHARACTERS * self.max_length] for text in texts]  # what is longer is looked at alone
         found = self.tokenizer(starts, pairs, **PLAIN)
-        rows = found["input_ids"]
+        rows, cut = found["input_ids"], [False] * len(inputs)
         for row, given in enumerate(inputs):
             if len(rows[row]) <= self.max_length and starts[row] == texts[row]:
                 continue
             if fault := self.fault(given):
                 raise UserError(f"text {row}: {fault}")
             start, ids = beginning(texts[row], self.max_length + 1, self._ids)
-            self.truncated_texts += len(ids) > self._room(given)
+            cut[row] = len(ids) > self._room(given)
             settings = {**PLAIN, "truncation": "only_first", "max_length": self.max_length}
             shorter = self.tokenizer(start, pairs and pairs[row], **settings)
             for key in keys:
                 found[key][row] = shorter[key]
+        self.truncated_texts += sum(cut)
         if self._end is not None:
             ends = rows[0].count(self._end) if pairs else 1  # one after each segment
             for text, ids in zip(texts, rows, strict=True):
@@ -132,7 +134,7 @@ class EncoderInput:
                         f"in {self.tokenizer.decode(ids[-1:])!r}; the model reads its answer at one end token, so let "
                         "the tokenizer's post-processor add it (`add_eos_token` or tokenizer.json)"
                     )
-        return {key: found[key] for key in keys}
+        return {key: found[key] for key in keys}, cut
 
     def fault(self, given: Input) -> str | None:
         """That its columns leave no room for a text; None where they do."""
@@ -180,28 +182,29 @@ class EncoderInput:
 
     def batches(
         self, inputs: Sequence[Input], device: torch.device, progress: str | None = None
-    ) -> Iterator[tuple[list[int], BatchEncoding]]:
+    ) -> Iterator[tuple[list[int], BatchEncoding, list[bool]]]:
         """Texts of like length together, padded, on the device.
 
         Args:
             progress: title of a progress bar; None shows none.
 
         Yields:
-            (places in `inputs`, `features` and `attention_mask` of these, each (texts, tokens)).
+            (places in `inputs`; of these what `read` gives and `attention_mask`, each (texts, tokens); and whether
+            each lost its end).
         """
         tokens_per_batch = 4096 if device.type == "cpu" else 65536
         with tqdm(total=len(inputs), desc=progress, disable=progress is None) as bar:
-            for start, features in encoded_ahead(inputs, self.features):
+            for start, (features, cut) in encoded_ahead(inputs, self.read):
                 for rows in by_length(list(map(len, features["input_ids"])), tokens_per_batch):
                     taken = {key: [values[row] for row in rows] for key, values in features.items()}
                     batch = self.tokenizer.pad(taken, return_tensors="pt")
-                    yield [start + row for row in rows], batch.to(device)
+                    yield [start + row for row in rows], batch.to(device), [cut[row] for row in rows]
                     bar.update(len(rows))
 
     def training_rows(self, rows: Dataset) -> Dataset:
-        """`features` and `labels` (the label id, or probabilities by label id) of each row, in the rows' order."""
+        """`input_ids` and the like, and `labels` (the label id, or probabilities by label id), in the rows' order."""
         labels = "probabilities" if "probabilities" in rows.column_names else "label"
-        return Dataset.from_dict({**self.features(inputs_of(rows)), "labels": list(rows[labels])})
+        return Dataset.from_dict({**self.read(inputs_of(rows))[0], "labels": list(rows[labels])})
 
     def describe(self, row: dict, names: list[str]) -> str:
         """What was truncated, and one training row, special tokens included."""

@@ -17,14 +17,14 @@ from sklearn.multiclass import OneVsRestClassifier
 from sklearn.preprocessing import FunctionTransformer
 
 from fintune.data.inputs import Input, columns_of, text_of
-from fintune.data.same_text import URL
 from fintune.model.embedding import Embedder, load_embedder
 from fintune.model.load import model_summary
 from fintune.recipe.recipe import RunArguments
 
 # A link, which is no token, or the two or more characters of a word up to a link. A pattern, since a function of this
 # project would keep a stored model from being read without it.
-WORD = rf"{URL.pattern}|((?:(?!{URL.pattern})\w){{2,}})"
+URL = r"https?://\S+|www\.\S+"
+WORD = rf"{URL}|((?:(?!{URL})\w){{2,}})"
 
 
 @dataclass(kw_only=True)

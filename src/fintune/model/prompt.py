@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from fintune.data.inputs import Input, as_input, columns_of, input_fault, text_of, wanted
 from fintune.data.load import inputs_of
 from fintune.errors import UserError
+from fintune.files import read_text
 from fintune.model.cut import CHARACTERS, UNSURE, beginning, most
 from fintune.recipe.task import Task
 
@@ -37,8 +38,8 @@ class Prompt:
 
         Raises:
             UserError: the template has no `{{ text }}` or uses other columns than the task's, the tokenizer's chat
-                template fails, it has no usable end, a label cannot be told apart, or the instruction alone is longer
-                than `max_length`.
+                template fails or leaves the text out, it has no usable end, a label cannot be told apart, or the
+                instruction alone is longer than `max_length`.
         """
         self.task, self.tokenizer, self.max_length = task, tokenizer, max_length
         self.truncated_texts = 0
@@ -57,11 +58,17 @@ class Prompt:
         try:
             self._check_labels()
             frame = self._frame(tuple((name, "") for name in task.columns))
+            empty, probe = self._render([as_input(text, dict.fromkeys(task.columns, "")) for text in ("", "x")])
         except jinja2.TemplateError as error:
             raise UserError(
                 f"{tokenizer.name_or_path}: its chat template fails ({type(error).__name__}: {error}); fix it, or "
                 "name another in `chat_template_path`"
             ) from error
+        if empty == probe:  # every row would be one and the same prompt
+            raise UserError(
+                f"{tokenizer.name_or_path}: its chat template leaves out what the user says; name another in "
+                "`chat_template_path`"
+            )
         self._longest_label = max(map(len, self.label_ids))
         self._room = max_length - self._longest_label
         if frame + self._longest_label >= max_length:
@@ -71,7 +78,11 @@ class Prompt:
             )
 
     def encode(self, inputs: Sequence[Input]) -> list[list[int]]:
-        """Prompt ids of each text with its columns, up to where the label begins.
+        """Prompt ids of each text; see `read`."""
+        return self.read(inputs)[0]
+
+    def read(self, inputs: Sequence[Input]) -> tuple[list[list[int]], list[bool]]:
+        """Prompt ids of each text with its columns, up to where the label begins; and whether the text lost its end.
 
         Control tokens inside a text or a column (`<|im_end|>`, `<think>`, ...) stay plain characters. A text too long
         for `max_length` loses its own end, never a column, the instruction or the label, and is counted in
@@ -84,8 +95,9 @@ class Prompt:
             if input_fault(given, self.task.columns):
                 raise UserError(f"text {row} is {given!r}; {wanted(self.task.columns)}")
         if not inputs:
-            return []
+            return [], []
         prompts = self._render([as_input(self._start(given), columns_of(given)) for given in inputs])
+        cut = [False] * len(inputs)
         for row, given in enumerate(inputs):
             if len(prompts[row]) <= self._room and self._start(given) == text_of(given).strip():
                 continue
@@ -93,8 +105,9 @@ class Prompt:
                 raise UserError(f"text {row}: {fault}")
             end = self.bounds(given)[-1]
             prompts[row] = self._render([as_input(text_of(given)[:end], columns_of(given))])[0]
-            self.truncated_texts += end < len(text_of(given))
-        return prompts
+            cut[row] = end < len(text_of(given))
+        self.truncated_texts += sum(cut)
+        return prompts, cut
 
     def is_cut(self, given: Input) -> bool:
         """Whether a text with its columns is too long for `max_length`, so that its end is not read."""
@@ -235,10 +248,10 @@ def read_template(task: Task) -> str:
     """The text of a task's template.
 
     Raises:
-        UserError: there is none.
+        UserError: there is none, or it is not UTF-8.
     """
     try:
-        return Path(task.template).read_text(encoding="utf-8")
+        return read_text(Path(task.template))
     except FileNotFoundError as error:
         raise UserError(
             f"{task.template}: no such template; write it, or set `template` in the task's YAML"

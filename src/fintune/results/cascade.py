@@ -16,7 +16,7 @@ from fintune.results.summary import print_result
 from fintune.results.verify import CASCADE, fingerprint, verified_result
 from fintune.scoring.calibration import calibration_of
 from fintune.scoring.cascade import CascadeScorer, Stage
-from fintune.scoring.guarantee import NEVER, Policy, StageScores, choose, nearest, stage_of
+from fintune.scoring.guarantee import NEVER, Policy, StageScores, choose, nearest, route
 from fintune.scoring.scorer import evaluate
 from fintune.training.checkpoints import lock_folder
 from fintune.training.session import say_replaced
@@ -135,9 +135,9 @@ def scored(folders: list[Path], results: list[dict], data: TaskData) -> list[Mem
         scorer = load_scorer(folder, result)
         scorer.merge()
         stage = Stage(folder.name, scorer, result["calibration"]["temperature"], NEVER)
-        stage.probabilities(inputs[:8])  # warm-up
+        stage.scores(inputs[:8])  # warm-up
         started = time.perf_counter()
-        found = stage.probabilities(inputs, f"validation rows, {stage.name}")
+        found, _ = stage.scores(inputs, f"validation rows, {stage.name}")
         seconds = (time.perf_counter() - started) / len(inputs)
         scores = StageScores(found.max(axis=1), found.argmax(axis=1) == truth, seconds)
         members.append(Member(folder, result, stage, found, scores))
@@ -163,9 +163,14 @@ def chosen(members: list[Member], max_error: float, confidence: float) -> Policy
 
 def routed(members: list[Member]) -> np.ndarray:
     """(rows, labels) of the validation rows by the stage that answers, the last where none may."""
-    confidences = np.stack([member.scores.confidence for member in members])
-    at = stage_of(confidences, tuple(member.stage.threshold for member in members)).clip(max=len(members) - 1)
-    return np.stack([member.probabilities for member in members])[at, np.arange(len(at))]
+    found = np.empty_like(members[0].probabilities)
+
+    def ask(stage: int, rows: np.ndarray) -> np.ndarray:
+        found[rows] = members[stage].probabilities[rows]
+        return members[stage].scores.confidence[rows]
+
+    route([member.stage.threshold for member in members], len(found), ask)
+    return found
 
 
 def summary(members: list[Member]) -> dict:

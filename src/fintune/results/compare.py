@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fintune.errors import UserError
-from fintune.files import check_block, write_text
+from fintune.files import check_block, check_replaceable, write_text
 from fintune.results import tables
 from fintune.results.cells import compare_runs
 from fintune.results.page import html_page
@@ -20,10 +20,12 @@ def compare(folder: Path, readme: Path | None = None, results: Path | None = Non
         wandb: also save a W&B report; needs the extra `report` and an account.
 
     Raises:
-        UserError: no finished run is found, `readme` lacks its marks, or W&B cannot be used.
+        UserError: no finished run is found, `readme` lacks its marks, `results` is no file, or W&B cannot be used.
     """
     if readme:
         check_block(readme, tables.MARK)
+    if results:
+        check_replaceable(results)
     groups, left_out = compare_runs(folder)
     if not groups:
         for left in left_out:

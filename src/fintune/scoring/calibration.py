@@ -1,10 +1,9 @@
 """Confidence that means something: a temperature from the validation split, and what abstaining would bring."""
 
 import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from scipy.stats import binomtest
-from sklearn.base import BaseEstimator, ClassifierMixin
-from sklearn.calibration import CalibratedClassifierCV
-from sklearn.frozen import FrozenEstimator
 
 from fintune.errors import UserError
 from fintune.scoring.curves import coverage_risk, ece_interval, expected_calibration_error
@@ -13,21 +12,7 @@ from fintune.scoring.curves import coverage_risk, ece_interval, expected_calibra
 # the standard error of log(temperature) down to 0.25; its 95 % interval is then a factor of 1.6 to either side.
 FEWEST_ROWS = 50
 SURE = 0.25
-BOUND = 9.9  # of log(temperature): scikit-learn searches from -10 to 10
-
-
-class _Scored(ClassifierMixin, BaseEstimator):
-    """A classifier whose inputs are the probabilities it answers with, as scikit-learn wants them handed over."""
-
-    def fit(self, X, y):
-        self.classes_ = np.arange(X.shape[1])
-        return self
-
-    def predict(self, X):
-        return X.argmax(axis=1)
-
-    def predict_proba(self, X):
-        return X
+BOUND = 10  # of log(temperature), between which it is searched for
 
 
 def fit_temperature(probabilities: np.ndarray, labels: list[int]) -> dict:
@@ -76,13 +61,15 @@ def _search(probabilities: np.ndarray, labels: np.ndarray, correct: np.ndarray) 
         return 1.0, f"{rows} are too few, {FEWEST_ROWS} are needed"
     if correct.all():
         return 1.0, f"all {rows} are right, so nothing says how sure is too sure"
-    scored = FrozenEstimator(_Scored().fit(probabilities, labels))
-    every = np.arange(len(labels))  # all rows as the one fold: nothing is trained that could have seen them
-    fitted = CalibratedClassifierCV(scored, method="temperature", cv=[(every, every)], ensemble=False)
-    fitted.fit(probabilities, labels)
-    temperature = 1 / float(fitted.calibrated_classifiers_[0].calibrators[0].beta_)
-    if abs(np.log(temperature)) > BOUND:
+    logs = _logs(probabilities)  # scikit-learn's own search adds 1e-12, which a sure model's wrong answers fall below
+
+    def loss(log_temperature: float) -> float:
+        return -log_softmax(logs / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels].mean()
+
+    found = minimize_scalar(loss, bounds=(-BOUND, BOUND), method="bounded", options={"xatol": 1e-9}).x
+    if abs(found) > BOUND - 0.1:
         return 1.0, f"on {rows} the search runs to its bound"
+    temperature = float(np.exp(found))
     if log_temperature_error(scaled(probabilities, temperature)) > SURE:
         return 1.0, f"{rows} say too little: the standard error of its logarithm is above {SURE}"
     return temperature, None
@@ -94,16 +81,20 @@ def log_temperature_error(probabilities: np.ndarray) -> float:
     Args:
         probabilities: (rows, labels) after scaling.
     """
-    logs = np.log(np.clip(probabilities, 1e-300, None))
+    logs = _logs(probabilities)
     mean = (probabilities * logs).sum(axis=1, keepdims=True)
     return float(1 / np.sqrt(max((probabilities * (logs - mean) ** 2).sum(), 1e-300)))
 
 
 def scaled(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Probabilities whose logarithms are divided by the temperature; the order of the labels stays."""
-    logs = np.log(np.clip(probabilities, 1e-300, None)) / temperature
+    logs = _logs(probabilities) / temperature
     powers = np.exp(logs - logs.max(axis=1, keepdims=True, initial=-np.inf))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def _logs(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.clip(probabilities, 1e-300, None))
 
 
 def check_threshold(confidence: float) -> float:

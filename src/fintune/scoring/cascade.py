@@ -9,6 +9,7 @@ import numpy as np
 from fintune.data.inputs import Input
 from fintune.errors import UserError
 from fintune.scoring.calibration import scaled
+from fintune.scoring.guarantee import route
 from fintune.scoring.metrics import accuracy_interval
 from fintune.scoring.scorer import Scorer
 
@@ -28,9 +29,10 @@ class Stage:
     temperature: float
     threshold: float
 
-    def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
-        """(texts, labels) calibrated."""
-        return scaled(self.scorer.probabilities(inputs, progress), self.temperature)
+    def scores(self, inputs: Sequence[Input], progress: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(texts, labels) calibrated; (texts,) whether the end of each was not read."""
+        scores, truncated = self.scorer.scores(inputs, progress)
+        return scaled(scores, self.temperature), truncated
 
 
 class CascadeInput:
@@ -44,18 +46,9 @@ class CascadeInput:
         """The shortest of the stages'; None where all read texts whole."""
         return min((encoder.max_length for encoder in self._encoders if encoder.max_length), default=None)
 
-    @property
-    def truncated_texts(self) -> int:
-        """How many texts stages truncated so far."""
-        return sum(encoder.truncated_texts for encoder in self._encoders)
-
     def fault(self, given: Input) -> str | None:
         """Of the first stage that could not read it, since any of them may have to."""
         return next((fault for encoder in self._encoders if (fault := encoder.fault(given))), None)
-
-    def is_cut(self, given: Input) -> bool:
-        """Whether any stage would not read a text's end."""
-        return any(encoder.is_cut(given) for encoder in self._encoders)
 
 
 class CascadeScorer:
@@ -73,33 +66,39 @@ class CascadeScorer:
         """Whether every stage is."""
         return all(stage.scorer.exact for stage in self.stages)
 
-    def answers(self, inputs: Sequence[Input], progress: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+    def answers(
+        self, inputs: Sequence[Input], progress: str | None = None
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """
         Args:
             progress: title of a progress bar for each stage; None shows none.
 
         Returns:
-            (texts, labels) probabilities of the stage that answers, of the last one where none may; (texts,) which
-            stage that is, the number of stages where none may.
+            (texts, labels) probabilities of the stage that answers, of the last one where none may; (texts,) whether
+            that stage did not read the text's end; (texts,) which stage that is, the number of stages where none may.
         """
-        stage_of = np.full(len(inputs), len(self.stages))
-        left, found = np.arange(len(inputs)), None
-        for number, stage in enumerate(self.stages):
+        found, truncated = None, np.zeros(len(inputs), bool)
+
+        def ask(number: int, rows: np.ndarray) -> np.ndarray:
+            nonlocal found
+            stage = self.stages[number]
             title = progress and f"{progress}, {stage.name}"
-            scores = stage.probabilities([inputs[row] for row in left], title)
+            scores, cut = stage.scores([inputs[row] for row in rows], title)
             found = np.empty((len(inputs), scores.shape[1])) if found is None else found
-            found[left] = scores
-            sure = scores.max(axis=1, initial=0.0) >= stage.threshold
-            stage_of[left[sure]] = number
-            left = left[~sure]
-            if not len(left):
-                break
-        return found, stage_of
+            found[rows], truncated[rows] = scores, cut
+            return scores.max(axis=1, initial=0.0)
+
+        stage_of = route([stage.threshold for stage in self.stages], len(inputs), ask)
+        return found, truncated, stage_of
+
+    def scores(self, inputs: Sequence[Input], progress: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(texts, labels) and (texts,) of `answers`."""
+        found, truncated, self._stage_of = self.answers(inputs, progress)
+        return found, truncated
 
     def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
         """(texts, labels) of `answers`."""
-        found, self._stage_of = self.answers(inputs, progress)
-        return found
+        return self.scores(inputs, progress)[0]
 
     def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """Of the texts scored last: the share that each stage labelled, and how much of what is labelled is wrong."""

@@ -31,17 +31,24 @@ class EncoderScorer:
         """Whether it computes in float32."""
         return self.model.dtype == torch.float32
 
-    @torch.no_grad()
     def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
-        """(texts, labels) probabilities in float64, in the order of `inputs` and of the label ids.
+        """(texts, labels) of `scores`."""
+        return self.scores(inputs, progress)[0]
+
+    @torch.no_grad()
+    def scores(self, inputs: Sequence[Input], progress: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(texts, labels) probabilities in float64, in the order of `inputs` and of the label ids; (texts,) whether
+        the end of each was not read.
 
         Args:
             progress: title of a progress bar; None shows none.
         """
         scores = np.empty((len(inputs), self.model.config.num_labels))
+        truncated = np.zeros(len(inputs), bool)
         training = self.model.training
         self.model.eval()
-        for places, batch in self.encoder.batches(inputs, self.model.device, progress):
+        for places, batch, cut in self.encoder.batches(inputs, self.model.device, progress):
+            truncated[places] = cut
             own = batch["input_ids"] != self.encoder.tokenizer.pad_token_id  # which no text holds
             if self._reads_padding is None and not own.all():
                 self._reads_padding = self._differs_alone(batch, own)
@@ -50,7 +57,7 @@ class EncoderScorer:
                 [self._scores(_row(batch, own, row)) for row in alone] or [self._scores(batch)]
             )
         self.model.train(training)
-        return scores
+        return scores, truncated
 
     def _scores(self, batch: Mapping[str, torch.Tensor]) -> np.ndarray:
         return torch.softmax(self.model(**batch).logits.double(), dim=-1).cpu().numpy()

@@ -6,6 +6,7 @@ is abstained. Half of the validation rows propose thresholds, the other half tes
 2021, arXiv 2110.01052), in an order that other rows chose. It holds for rows drawn as the validation rows were.
 """
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -59,14 +60,32 @@ class StageScores:
         return StageScores(self.confidence[rows], self.correct[rows], self.seconds)
 
 
-def stage_of(confidences: np.ndarray, thresholds: tuple[float, ...]) -> np.ndarray:
-    """(rows,) the stage that answers, from 0; the number of stages where none may.
+def route(thresholds: Sequence[float], rows: int, ask: Callable[[int, np.ndarray], np.ndarray]) -> np.ndarray:
+    """Ask stage after stage about the rows that those before it left.
 
     Args:
-        confidences: (stages, rows).
+        ask: a stage, and places of rows -> its confidence in its answers to them. The last answer to a row stands,
+            also where it is abstained.
+
+    Returns:
+        (rows,) the stage that answers, from 0; the number of stages where none may.
     """
-    answers = np.asarray(confidences) >= np.asarray(thresholds)[:, None]
-    return np.where(answers.any(axis=0), answers.argmax(axis=0), len(thresholds))
+    at, left = np.full(rows, len(thresholds)), np.arange(rows)
+    for stage, threshold in enumerate(thresholds):
+        if threshold == NEVER:
+            continue
+        sure = ask(stage, left) >= threshold
+        at[left[sure]] = stage
+        left = left[~sure]
+        if not len(left):
+            break
+    return at
+
+
+def stage_of(confidences: np.ndarray, thresholds: Sequence[float]) -> np.ndarray:
+    """`route` of rows whose confidences, (stages, rows), are known."""
+    known = np.asarray(confidences)
+    return route(thresholds, known.shape[1], lambda stage, rows: known[stage, rows])
 
 
 def choose(stages: list[StageScores], max_error: float, confidence: float, seed: int = 42) -> Policy | None:

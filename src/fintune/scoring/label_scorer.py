@@ -91,10 +91,14 @@ class LabelScorer:
         self.tokens_per_batch = tokens_per_batch or (1024 if on_cpu else 32768)
 
     def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
-        """(texts, labels) probabilities; see `log_likelihoods`."""
-        scores = self.log_likelihoods(inputs, progress)
+        """(texts, labels) of `scores`."""
+        return self.scores(inputs, progress)[0]
+
+    def scores(self, inputs: Sequence[Input], progress: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(texts, labels) probabilities, see `log_likelihoods`; (texts,) whether the end of each was not read."""
+        scores, truncated = self._read_and_scored(inputs, progress)
         scores = np.exp(scores - scores.max(axis=1, keepdims=True, initial=-np.inf))
-        return scores / scores.sum(axis=1, keepdims=True)
+        return scores / scores.sum(axis=1, keepdims=True), truncated
 
     def log_likelihoods(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
         """Natural-log likelihood of each label with its end token after each text.
@@ -109,9 +113,15 @@ class LabelScorer:
         Raises:
             UserError: as `Prompt.encode`.
         """
+        return self._read_and_scored(inputs, progress)[0]
+
+    def _read_and_scored(self, inputs: Sequence[Input], progress: str | None) -> tuple[np.ndarray, np.ndarray]:
+        """`log_likelihoods`; (texts,) whether the end of each was not read."""
         scores, prefix = np.empty((len(inputs), len(self.tree.paths))), None
+        truncated = np.zeros(len(inputs), bool)
         with tqdm(total=len(inputs), desc=progress, disable=progress is None) as bar:
-            for start, prompts in encoded_ahead(inputs, self.encoder.encode):
+            for start, (prompts, cut) in encoded_ahead(inputs, self.encoder.read):
+                truncated[start : start + len(cut)] = cut
                 if self._fits(prompts):
                     prefix = prefix or self._prefix(prompts)
                     batches = self._by_tree(prompts, *prefix)
@@ -120,7 +130,7 @@ class LabelScorer:
                 for rows, found in batches:
                     scores[[start + row for row in rows]] = found
                     bar.update(len(rows))
-        return scores
+        return scores, truncated
 
     def check(self, inputs: Sequence[Input]) -> None:
         """Find out whether the tree fits this model, and say so where it does not; once for each model.

@@ -43,7 +43,6 @@ class WholeTexts:
     """The `Encoder` of a model that reads texts whole."""
 
     max_length: None = None
-    truncated_texts: int = 0
 
     def fault(self, given: Input) -> None:
         """Nothing is too long."""
@@ -71,10 +70,21 @@ class LinearScorer:
         self.encoder: Encoder = features.encoder if isinstance(features, Embedder) else WholeTexts()
 
     def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
-        """(texts, labels) float64, in the order of `inputs` and of the label ids; there is no bar of its own."""
+        """(texts, labels) of `scores`."""
+        return self.scores(inputs, progress)[0]
+
+    def scores(self, inputs: Sequence[Input], progress: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(texts, labels) float64, in the order of `inputs` and of the label ids; (texts,) whether the end of each was
+        not read. There is no bar of its own.
+        """
+        truncated = np.zeros(len(inputs), bool)
         if not inputs:  # scikit-learn refuses them
-            return np.empty((0, len(self.classifier.classes_)))
-        return np.asarray(self.classifier.predict_proba(transformed(self.features, inputs)))
+            return np.empty((0, len(self.classifier.classes_))), truncated
+        if isinstance(self.features, Embedder):
+            known, truncated = self.features.embed(inputs)
+        else:
+            known = transformed(self.features, inputs)
+        return np.asarray(self.classifier.predict_proba(known)), truncated
 
     def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """Empty: a linear model can only answer with a label."""

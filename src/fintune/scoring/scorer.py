@@ -21,11 +21,9 @@ class Encoder(Protocol):
 
     Attributes:
         max_length: tokens; a longer text loses its end. None where texts are read whole.
-        truncated_texts: how many texts did so far.
     """
 
     max_length: int | None
-    truncated_texts: int
 
     def fault(self, given: Input) -> str | None:
         """That its columns leave no room for a text; None where they do."""
@@ -47,8 +45,16 @@ class Scorer(Protocol):
     encoder: Encoder
     exact: bool
 
+    def scores(self, inputs: Sequence[Input], progress: str | None = None) -> tuple[np.ndarray, np.ndarray]:
+        """(texts, labels) float64, in the order of `inputs` and of the label ids; (texts,) whether the end of each was
+        not read.
+
+        Args:
+            progress: title of a progress bar; None shows none.
+        """
+
     def probabilities(self, inputs: Sequence[Input], progress: str | None = None) -> np.ndarray:
-        """(texts, labels) float64, in the order of `inputs` and of the label ids; `progress` titles a bar."""
+        """(texts, labels) of `scores`."""
 
     def further_metrics(self, inputs: Sequence[Input], correct: np.ndarray) -> dict:
         """Figures that only this kind of model has, such as the share of greedy answers that are a label.
@@ -82,8 +88,8 @@ def evaluate(
     """
     rows = data.splits[split]
     inputs = inputs_of(rows)
-    truncated_before, started = scorer.encoder.truncated_texts, time.perf_counter()
-    raw = scorer.probabilities(inputs, progress=f"scoring {split}")
+    started = time.perf_counter()
+    raw, truncated = scorer.scores(inputs, progress=f"scoring {split}")
     seconds = time.perf_counter() - started
     probabilities = scaled(raw, temperature)
     metrics = LabelMetrics().compute(predictions=probabilities, references=rows["label"], label_names=task.names)
@@ -94,7 +100,7 @@ def evaluate(
     metrics["ece_uncalibrated_interval"] = ece_interval(raw.max(axis=1), correct)
     metrics["accuracy_clean"], metrics["rows_clean"] = float(correct[clean].mean()), int(sum(clean))
     metrics["seconds"], metrics["rows_per_second"] = seconds, len(rows) / seconds
-    metrics["texts_truncated"] = scorer.encoder.truncated_texts - truncated_before
+    metrics["texts_truncated"] = int(truncated.sum())
     metrics["simple"] = simple_models(task, data, split, correct)
     metrics |= scorer.further_metrics(inputs, correct)
     predictions = [
