@@ -440,8 +440,8 @@ def test_what_stands_at_padding_does_not_reach_an_embedding():
 
 
 def test_a_frozen_encoder_embeds_each_split_once_and_keeps_the_best_C(task_folder, texts, monkeypatch):
-    base, embedded, transform = save_encoder(task_folder / "base", "bert", texts), [], Embedder.transform
-    monkeypatch.setattr(Embedder, "transform", lambda self, texts: embedded.append(texts) or transform(self, texts))
+    base, embedded, embed = save_encoder(task_folder / "base", "bert", texts), [], Embedder.embed
+    monkeypatch.setattr(Embedder, "embed", lambda self, texts: embedded.append(texts) or embed(self, texts))
     script("train_linear").main(frozen(base, "C: [1e-6, 300, 1e-5]"))
     data = load_data(read_task(Path("data/toy.yaml")))
     splits = [list(data.splits[split]["text"]) for split in ("train", "validation", "test")]
@@ -452,7 +452,7 @@ def test_a_frozen_encoder_embeds_each_split_once_and_keeps_the_best_C(task_folde
     accuracies = {entry["C"]: entry["eval_accuracy"] for entry in result["training"]["log"]}
     assert accuracies[300] == max(accuracies.values()) == result["training"]["best_eval_accuracy"] > accuracies[1e-6]
     embedder = load_embedder(base, None, 256, texts)
-    known, unknown = transform(embedder, splits[0]), transform(embedder, splits[2])
+    known, unknown = embedder.transform(splits[0]), embedder.transform(splits[2])
     fitted = LogisticRegression(C=300, max_iter=1000).fit(known, data.splits["train"]["label"])
     rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
     answers = [["Up", "Up or down", "Down"][label] for label in fitted.predict(unknown)]
