@@ -24,7 +24,7 @@ from fintune.deploy.classifier import Classifier
 from fintune.errors import Stopped, UserError
 
 HEADLINES = [text.format(company) for texts in TEXTS.values() for text in texts for company in COMPANIES]
-LINES = [f"{number},{text}{',' * (number % 5 == 0)}" for number, text in enumerate(HEADLINES[:50])]
+LINES = [f"{number},{text}{',more' * (number % 5 == 0)}" for number, text in enumerate(HEADLINES[:50])]
 
 
 @pytest.fixture(scope="module")

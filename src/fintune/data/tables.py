@@ -88,7 +88,7 @@ def check_column(table: Table, where: Path, name: str, option: str, texts: bool 
     if count == 1 or (not count and isinstance(table, Jsonl) and table.finds(name)):
         return
     if not table.columns:
-        raise UserError(f"{where}: holds no columns, being empty where they are looked for; name another file")
+        raise UserError(f"{where}: has no header, which names the columns; name another file")
     said = str(table.columns[:20])[:200]
     if count:
         raise UserError(f"{where}: column {name!r} appears {count} times in the header {said}; rename one of them")
