@@ -177,8 +177,9 @@ def labels_table(variants: list[Variant]) -> list[str]:
     lines = []
     for model in dict.fromkeys(variant.model for variant in variants):
         cells = {v.recipe["train_share"]: v.cell for v in variants if v.model == model}
-        seeds = max(len(cell.runs) for cell in cells.values())
-        lines.append([model, str(seeds), *(_accuracy(cells.get(s)) for s in shares)])
+        counts = sorted({len(cell.runs) for cell in cells.values()})
+        seeds = " to ".join(map(str, dict.fromkeys((counts[0], counts[-1]))))
+        lines.append([model, seeds, *(_accuracy(cells.get(s)) for s in shares)])
     found = markdown_table(["model", "seeds", *headers], lines)
     pairs = {(other, variant.recipe["train_share"]): pair for other, variant, pair in rivals(variants)}
     if not pairs:
