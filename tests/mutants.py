@@ -24,13 +24,6 @@ MUTANTS = [
         "tests/test_end_to_end.py",
     ),
     (
-        "fast paths compared without the adapter",
-        "src/fintune/training/own_forward.py",
-        "model.get_base_model() if isinstance(model, PeftModel)",
-        '__import__("copy").deepcopy(model).unload() if isinstance(model, PeftModel)',
-        "tests/test_bases.py",
-    ),
-    (
         "the routers' loss lost with a shared line",
         "src/fintune/training/own_forward.py",
         "    if collator and router:\n        why",
