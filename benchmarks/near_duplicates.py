@@ -24,7 +24,7 @@ from fintune.recipe.layers import read_task
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("texts", type=int, nargs="?", default=0)
+    parser.add_argument("texts", type=int, nargs="?", default=100_000, help="how many are made up")
     parser.add_argument("--words", type=int, default=11)
     parser.add_argument("--task")
     args = parser.parse_args()
