@@ -85,6 +85,13 @@ def test_a_value_that_would_end_in_an_error_of_a_library_is_refused_before(key):
         sft(f"--{key}", VALUES[key])
 
 
+def test_what_is_no_number_is_refused_where_a_number_belongs():
+    for key in ("learning_rate", "neftune_noise_alpha"):
+        Path("over.yaml").write_text(f"{key}: {{a: {{b: 1}}}}\n")
+        with pytest.raises(UserError, match=rf"over\.yaml: `{key}` is \{{'a': \{{'b': 1\}}\}}: it takes 0 or more"):
+            sft(layers=("small.yaml", "over.yaml"))
+
+
 def test_what_early_stopping_a_length_and_a_model_need_is_said():
     with pytest.raises(UserError, match="`eval_strategy` is 'no': early stopping"):
         cls("--eval_strategy", "no", "--load_best_model_at_end", "false", "--save_strategy", "no")

@@ -139,7 +139,8 @@ def check_keys(
         refuse(key, why, value not in (None, defaults[key], SAME.get(key)))
     for key, (least, most) in BOUNDS.items():
         value, range_ = getattr(values, key, None), f"{least} or more" if most == math.inf else f"{least} to {most}"
-        refuse(key, f"it takes {range_}", value is not None and not least <= value <= most)
+        fits = value is None or (isinstance(value, int | float) and least <= value <= most)
+        refuse(key, f"it takes {range_}", not fits)
     metric = (values.metric_for_best_model or "loss").removeprefix("eval_")
     refuse("metric_for_best_model", f"an evaluation has {' and '.join(METRICS)}", metric not in METRICS)
     refuse("max_length", "it takes a number of tokens", values.max_length is None)
