@@ -30,8 +30,9 @@ class Parquet:
         self.path, self.text_column, self._read = path, text_column, 0
         source = path if content is None else pa.BufferReader(content)
         try:
-            self._schema = pq.read_schema(source)
-            self._file = pq.ParquetFile(source, read_dictionary=self._texts(source), buffer_size=2**20)
+            with pq.ParquetFile(source) as plain:
+                self._schema, metadata, texts = plain.schema_arrow, plain.metadata, texts_of(plain)
+            self._file = pq.ParquetFile(source, metadata=metadata, read_dictionary=texts, buffer_size=2**20)
         except OSError as error:
             raise UserError(f"{path}: cannot be read ({error.strerror or error})") from error
         except pa.ArrowException as error:
@@ -43,19 +44,6 @@ class Parquet:
             if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
                 raise UserError(f"{path}: column {text_column!r} holds {kind}, not text; name another column")
         self._batches = [self._batch_rows(group) for group in range(self._file.num_row_groups)]
-
-    def _texts(self, source: Path | pa.BufferReader) -> list[str]:
-        """Paths of what holds texts or bytes, in lists and structs too, without what pyarrow makes no views of."""
-        parts = pq.ParquetFile(source).schema
-        views = tuple(f"{field.name}." for field in self._schema if "_view" in str(field.type))
-        leaves = [parts.column(number) for number in range(len(parts.names))]
-        return [
-            leaf.path
-            for leaf in leaves
-            if leaf.physical_type == "BYTE_ARRAY"
-            and leaf.logical_type.type != "DECIMAL"
-            and not f"{leaf.path}.".startswith(views)
-        ]
 
     def _batch_rows(self, group: int) -> int:
         """How many rows of a row group are decoded at once.
@@ -140,6 +128,19 @@ class Parquet:
             for part in parts:
                 writer.write_table(pq.read_table(part, schema=schema))
         return pq.read_metadata(target).num_rows
+
+
+def texts_of(file: pq.ParquetFile) -> list[str]:
+    """Paths of what holds texts or bytes, in lists and structs too, without what pyarrow makes no views of."""
+    views = tuple(f"{field.name}." for field in file.schema_arrow if "_view" in str(field.type))
+    leaves = [file.schema.column(number) for number in range(len(file.schema.names))]
+    return [
+        leaf.path
+        for leaf in leaves
+        if leaf.physical_type == "BYTE_ARRAY"
+        and leaf.logical_type.type != "DECIMAL"
+        and not f"{leaf.path}.".startswith(views)
+    ]
 
 
 def bytes_of(array: pa.Array) -> np.ndarray:
