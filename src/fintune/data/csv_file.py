@@ -123,13 +123,17 @@ class Csv(Cells):
                 row.fault = EMPTY_LINE
             elif row.fault is None and len(row.cells) != width:
                 row.fault = f"{len(row.cells)} cells where the header has {width}"
-            elif row.fault is None and width > 1 and unmarked(row.cells) == self.columns:
+            elif row.fault is None and width > 1 and self._is_header(row.cells):
                 row.fault = "the header again, as of two files in one"
             elif row.fault is None:
                 row.text = row.cells[at]
             if row.fault:
                 row.cells, row.size = None, 0
             yield row
+
+    def _is_header(self, cells: list[str]) -> bool:
+        """Asked of every row, of which nearly all end with another cell than the header."""
+        return cells[-1] == self.columns[-1] and unmarked(cells) == self.columns
 
     def done(self) -> float:
         return self.file.done()
