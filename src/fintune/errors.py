@@ -83,14 +83,7 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except KeyboardInterrupt:
         message, code = "interrupted; what was saved before is kept", 128 + signal.SIGINT
     except Exception as error:
-        if any(words in str(error) for words in ("No space left", "disk is full")) and not isinstance(error, OSError):
-            error = OSError(errno.ENOSPC, "")  # safetensors, torch and SQLite raise their own kinds for it
-        if "File too large" in str(error) and not isinstance(error, OSError):  # as safetensors says it
-            error = OSError(errno.EFBIG, os.strerror(errno.EFBIG))
-        if isinstance(error, RuntimeError) and str(error).startswith("Symlink loop from "):  # pathlib's own kind
-            error = OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(error)[len("Symlink loop from ") :].strip("'"))
-        if isinstance(error, ValueError) and str(error) == "embedded null byte":
-            error = OSError(errno.EINVAL, "a path holds the character NUL")
+        error = _as_os_error(error)
         if type(error).__module__ == "sqlite3":
             message, code = f"error: the scores kept in OUTPUT.parts: {error}; check its disk, or remove it", 2
         elif isinstance(error, OSError) and error.errno is not None:
@@ -100,6 +93,22 @@ def run(main: Callable[[list[str]], int | None]) -> None:
             raise
     _say_last(message)
     sys.exit(code)
+
+
+def _as_os_error(error: Exception) -> Exception:
+    """The OSError that a library means by an error of its own kind; any other error as it is."""
+    text = str(error)
+    if isinstance(error, OSError):
+        return error
+    if any(words in text for words in ("No space left", "disk is full")):  # safetensors, torch and SQLite
+        return OSError(errno.ENOSPC, "")
+    if "File too large" in text:  # safetensors
+        return OSError(errno.EFBIG, os.strerror(errno.EFBIG))
+    if isinstance(error, RuntimeError) and text.startswith("Symlink loop from "):  # pathlib
+        return OSError(errno.ELOOP, os.strerror(errno.ELOOP), text.removeprefix("Symlink loop from ").strip("'"))
+    if isinstance(error, ValueError) and text == "embedded null byte":
+        return OSError(errno.EINVAL, "a path holds the character NUL")
+    return error
 
 
 def in_words(error: OSError, place: object = None) -> str:

@@ -245,9 +245,8 @@ def missing_model(base: str) -> Iterator[None]:
         raise
     except Exception as error:  # odd keys in a config.json raise errors of every kind, JSON nested too deep its own
         text = " ".join(f"{type(error).__name__}: {error}".split())
-        if (
-            isinstance(error, RuntimeError) and not isinstance(error, RecursionError) and "mismatch" not in text
-        ):  # CUDA's own
+        own = isinstance(error, RuntimeError) and not isinstance(error, RecursionError)  # CUDA's
+        if own and "mismatch" not in text:
             raise
         if isinstance(error, OSError) and error.errno in (ENOSPC, EACCES, EPERM, EROFS):  # of the disk, not the model
             raise
