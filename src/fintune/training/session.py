@@ -89,7 +89,7 @@ def start(recipe: Recipe, data: TaskData, example: str) -> None:
     if recipe.overrides.get("model_name_or_path") == TINY and data.source != "sample":
         print(
             f"first choice: `tiny` has never read a text; TF-IDF labels better, in seconds "
-            f"({machine.linear_command(recipe.task.task)}), and SmolLM2 best, from 200 rows on "
+            f"({machine.linear_command(recipe.task.task)}), and SmolLM2 best, on sentiment from 200 rows on "
             "(configs/smollm2-135m.yaml, docs/ablations.md)"
         )
     recipe.identity(data.sha256)
