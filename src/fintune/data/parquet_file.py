@@ -71,7 +71,7 @@ class Parquet:
     def rows(self) -> Iterator[Row]:
         try:
             for group, size in enumerate(self._batches):
-                for batch in self._file.iter_batches(batch_size=size, row_groups=[group]):
+                for batch in self._file.iter_batches(batch_size=size, row_groups=[group], use_threads=False):
                     yield from self._rows_of(batch)
         except (pa.ArrowException, OSError) as error:
             raise UserError(f"{self.path}: damaged after row {self._read} ({error}); fetch it again") from error
