@@ -71,6 +71,7 @@ class Parquet:
     def rows(self) -> Iterator[Row]:
         try:
             for group, size in enumerate(self._batches):
+                # threads would save no time, and now and then hold a batch more
                 for batch in self._file.iter_batches(batch_size=size, row_groups=[group], use_threads=False):
                     yield from self._rows_of(batch)
         except (pa.ArrowException, OSError) as error:
