@@ -1,6 +1,6 @@
 """Label a million rows twice, once killed three times at random: is it the same file, and does memory stay level?
 
-    .venv/bin/python benchmarks/label_file.py runs/sentiment/tiny      # about 50 minutes on two cores
+    .venv/bin/python benchmarks/label_file.py runs/sentiment/tiny      # two hours on two cores
 
 Rows are the sentiment sample's sentences with a number behind each; of 100 rows one repeats an earlier text and one
 cannot be labelled. Ends in an error where rows, files or memory are not what they must be.
